@@ -1,0 +1,1 @@
+"""The implementations behind the command line, one module per noun."""

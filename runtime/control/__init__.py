@@ -1,0 +1,1 @@
+"""The durable control plane: store, admission, applier, reconcile loop, cost. Never imports Ray."""

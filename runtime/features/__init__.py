@@ -1,0 +1,1 @@
+"""Feature pipelines on Ray Data, and the catalogue of what they wrote."""

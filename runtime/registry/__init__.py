@@ -1,0 +1,1 @@
+"""Tracking of runs and the model registry."""
