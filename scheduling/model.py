@@ -1,0 +1,323 @@
+"""The words of the core: what is asked, what is held, what was decided, and why something waits.
+
+Units everywhere: milli-GPU (1000 = one device), MiB, milli-CPU, nanoseconds. All integers.
+Records here are what people read and pass on; what is many lives in integer arrays (`ledger`, `Plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from moorage.scheduling.ledger import Ledger
+
+WHOLE = 1000
+"""Milli-GPU of one whole device."""
+
+UNLIMITED = 2**62
+"""No bound. Far above any sum of real capacities, far below int64 overflow when two are added."""
+
+MAX_DEVICES = 62
+"""Devices per node: a task's devices are one int64 bit mask."""
+
+ANY_MODEL = "*"
+"""The column that counts GPUs of every model together."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+class DeviceRule(StrEnum):
+    """Who picks the device on a node."""
+
+    RAYLET = "raylet"
+    """Ray's raylet: whole GPUs take the lowest free indexes, a fraction the smallest sufficient remainder,
+    ties to the lowest index. A plan may only contain starts which that rule realises."""
+    FREE = "free"
+    """The planner picks any device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What one task takes. `milli_gpu` is 0, a fraction below 1000, or whole devices (a multiple of 1000).
+
+    `gpu_mib` is per device touched; 0 means the proportional share for a fraction. A whole device is always
+    held with all its memory.
+    """
+
+    milli_gpu: int = 0
+    gpu_mib: int = 0
+    milli_cpu: int = 0
+    mib: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.milli_gpu, self.gpu_mib, self.milli_cpu, self.mib) < 0:
+            raise ValueError(f"a shape cannot be negative: {self}")
+        if self.milli_gpu > WHOLE and self.milli_gpu % WHOLE:
+            raise ValueError(f"more than one GPU must be whole devices, got {self.milli_gpu} milli-GPU")
+        if self.milli_gpu > MAX_DEVICES * WHOLE:
+            raise ValueError(f"a task can hold at most {MAX_DEVICES} devices, got {self.milli_gpu} milli-GPU")
+
+    @property
+    def empty(self) -> bool:
+        return not (self.milli_gpu or self.milli_cpu or self.mib)
+
+    @property
+    def devices(self) -> int:
+        """How many devices the task touches."""
+        return -(-self.milli_gpu // WHOLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """What the planner knows of a waiting job: a gang of `min_workers..workers` equal tasks plus a head.
+
+    The head is the entrypoint (driver); an empty head needs no placement. `submitted_ns` is control time.
+    A sublease (growth of a running job) is the same request with `parent` set to the holding job.
+    """
+
+    job: str
+    team: str
+    submitted_ns: int
+    priority: int = 0
+    head: Shape = field(default_factory=Shape)
+    worker: Shape = field(default_factory=Shape)
+    workers: int = 0
+    min_workers: int = 0
+    gpu_model: str = ANY_MODEL
+    preemptible: bool = False
+    max_runtime_ns: int = 0
+    parent: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_workers <= self.workers:
+            raise ValueError(f"need 0 <= min_workers <= workers, got {self.min_workers} and {self.workers}")
+
+    def milli_gpu(self, workers: int | None = None) -> int:
+        """Milli-GPU of the whole gang at `workers` (all of them when None)."""
+        count = self.workers if workers is None else workers
+        return self.head.milli_gpu + count * self.worker.milli_gpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """A machine as the core sees it. `name` is stable over restarts (Ray's node ids are not)."""
+
+    name: str
+    gpu_model: str = ""
+    devices: int = 0
+    device_mib: int = 0
+    milli_cpu: int = 0
+    mib: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.devices <= MAX_DEVICES:
+            raise ValueError(f"node {self.name}: 0..{MAX_DEVICES} devices, got {self.devices}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeamSpec:
+    """A tenant. Amounts are milli-GPU by GPU model; `ANY_MODEL` counts all models together.
+
+    `quota` is guaranteed, `limit` a hard cap (absent = no cap), `lend` how much of an idle quota others may
+    use (absent = all of it), `borrow` how much beyond its quota the team may take (absent = all there is).
+    """
+
+    name: str
+    parent: str = ""
+    quota: tuple[tuple[str, int], ...] = ()
+    limit: tuple[tuple[str, int], ...] = ()
+    lend: tuple[tuple[str, int], ...] = ()
+    borrow: tuple[tuple[str, int], ...] = ()
+    weight: int = 1
+
+
+class Role(StrEnum):
+    HEAD = "head"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlacement:
+    """Where one task of a gang runs and what it holds there. `gpu_mib` is per device held."""
+
+    role: Role
+    index: int
+    node: str
+    devices: tuple[int, ...]
+    milli_gpu: int
+    gpu_mib: int
+    milli_cpu: int
+    mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right of `job` to named devices. `epoch` is the fencing token: higher wins, never reused."""
+
+    lease: str
+    job: str
+    team: str
+    epoch: int
+    tasks: tuple[TaskPlacement, ...]
+
+    @property
+    def milli_gpu(self) -> int:
+        return sum(t.milli_gpu for t in self.tasks)
+
+    @property
+    def workers(self) -> int:
+        return sum(t.role is Role.WORKER for t in self.tasks)
+
+
+class ReasonCode(StrEnum):
+    """Which rule holds a job back. Stable: people filter on it."""
+
+    TEAM_LIMIT = "team-limit"
+    TEAM_QUOTA = "team-quota"
+    TEAM_UNKNOWN = "team-unknown"
+    POOL_FULL = "pool-full"
+    FRAGMENTED = "fragmented"
+    NO_DEVICE = "no-device"
+    BEHIND = "behind"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a job waits: the binding rule, its figures (milli-GPU), and what would free it."""
+
+    code: ReasonCode
+    team: str = ""
+    gpu_model: str = ANY_MODEL
+    asked: int = 0
+    held: int = 0
+    allowed: int = 0
+    free: int = 0
+    holders: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """One sentence for people, ending in what would free the job."""
+        return _SENTENCES[self.code].format(
+            team=self.team,
+            model="" if self.gpu_model == ANY_MODEL else f" {self.gpu_model}",
+            asked=gpus(self.asked),
+            held=gpus(self.held),
+            allowed=gpus(self.allowed),
+            free=gpus(self.free),
+            first=self.holders[0] if self.holders else "a running job",
+            holders=", ".join(self.holders) or "other jobs",
+        )
+
+
+_SENTENCES: dict[ReasonCode, str] = {
+    ReasonCode.TEAM_LIMIT: (
+        "team {team} holds {held} of its limit of {allowed}{model} GPUs and this job asks for {asked}; "
+        "starts when {holders} of the team ends, or when the limit is raised"
+    ),
+    ReasonCode.TEAM_QUOTA: (
+        "team {team} holds {held} of the {allowed}{model} GPUs it may use now (quota plus what others lend) "
+        "and this job asks for {asked}; starts when {holders} ends, or when more is lent"
+    ),
+    ReasonCode.TEAM_UNKNOWN: "team {team} is not in the quota tree; add it to the teams file",
+    ReasonCode.POOL_FULL: (
+        "asks for {asked}{model} GPUs, {free} are free in the pool; starts when {holders} ends"
+    ),
+    ReasonCode.FRAGMENTED: (
+        "asks for {asked}{model} GPUs; {free} are free but not together as its tasks need them "
+        "(device share, device memory, CPU or memory per node); starts when {holders} ends"
+    ),
+    ReasonCode.NO_DEVICE: (
+        "no node that is up can ever hold its tasks ({asked}{model} GPUs asked); "
+        "starts when such a node joins the pool"
+    ),
+    ReasonCode.BEHIND: "waits behind {first}, which has waited longest and needs the room that is free",
+}
+
+
+def gpus(milli: int) -> str:
+    """Milli-GPU as people write it: 1500 -> '1.5'."""
+    return "unlimited" if milli >= UNLIMITED else f"{milli / WHOLE:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The knobs of one planning decision.
+
+    `hold_after_ns`: once a job in its quota has waited this long and lacks only room, nothing ordered after
+    it may take room it could use: the bound that keeps large gangs from starving behind small jobs.
+    """
+
+    hold_after_ns: int = 600 * 10**9
+    max_admissions: int = 2**31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The whole input of one decision. `version` is the ledger's at the time; a plan made from an older one
+    is re-checked by the applier. `plan()` never changes what a snapshot refers to."""
+
+    version: int
+    ledger: Ledger
+    pending: tuple[JobRequest, ...]
+    device_rule: DeviceRule = DeviceRule.RAYLET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The whole output of one decision, by columns.
+
+    `admitted[a]` is a row of `snapshot.pending`, started with `workers[a]` workers. Task columns have one
+    entry per placed task, in start order: `task_admission` points into `admitted`, `task_index` is -1 for the
+    head, `task_node` a row of the ledger's nodes, `task_devices` a bit mask. `deferred[i]` waits for
+    `reasons[i]`.
+    """
+
+    version: int
+    admitted: IntArray
+    workers: IntArray
+    task_admission: IntArray
+    task_index: IntArray
+    task_node: IntArray
+    task_devices: IntArray
+    task_milli: IntArray
+    task_gpu_mib: IntArray
+    task_milli_cpu: IntArray
+    task_mib: IntArray
+    deferred: IntArray
+    reasons: tuple[Reason, ...]
+    preempted: tuple[str, ...] = ()
+
+    def admissions(self, snapshot: Snapshot) -> Iterator[tuple[JobRequest, tuple[TaskPlacement, ...]]]:
+        """The admitted jobs with their placements, for the applier and for people."""
+        bounds = np.searchsorted(self.task_admission, np.arange(len(self.admitted) + 1))
+        for a, row in enumerate(self.admitted):
+            tasks = tuple(self._task(t, snapshot.ledger) for t in range(bounds[a], bounds[a + 1]))
+            yield snapshot.pending[int(row)], tasks
+
+    def waiting(self, snapshot: Snapshot) -> Iterator[tuple[JobRequest, Reason]]:
+        """The jobs that stay, each with its reason."""
+        for row, reason in zip(self.deferred, self.reasons, strict=True):
+            yield snapshot.pending[int(row)], reason
+
+    def _task(self, t: int, ledger: Ledger) -> TaskPlacement:
+        index = int(self.task_index[t])
+        return TaskPlacement(
+            role=Role.HEAD if index < 0 else Role.WORKER,
+            index=max(index, 0),
+            node=ledger.node_names[int(self.task_node[t])],
+            devices=unmask(int(self.task_devices[t])),
+            milli_gpu=int(self.task_milli[t]),
+            gpu_mib=int(self.task_gpu_mib[t]),
+            milli_cpu=int(self.task_milli_cpu[t]),
+            mib=int(self.task_mib[t]),
+        )
+
+
+def unmask(mask: int) -> tuple[int, ...]:
+    """Device indexes of a bit mask, ascending."""
+    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
