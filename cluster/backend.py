@@ -1,0 +1,130 @@
+"""What the control plane asks of a cluster, and what a cluster answers: one protocol, no Ray import.
+
+Two implementations: `moorage.cluster.client.RayBackend` (real raylets) and the simulated pool beside the control
+plane. Both are synchronous and may be called from any one thread at a time. Capacity is in integers: milli-GPU,
+milli-CPU, MiB; times of jobs are wall-clock milliseconds, as Ray reports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from moorage.errors import InvalidRequest, Unavailable
+
+DIGEST_KEY = "moorage_digest"
+"""Metadata key of the digest of what was launched: "already exists" is success only when it matches."""
+
+
+class DeviceRule(StrEnum):
+    """Who picks the device within a node: the raylet by its fixed rule, or whoever places (simulated pools)."""
+
+    RAYLET = "raylet"
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedNode:
+    """One node as the cluster reports it. `devices` counts whole devices; `device_mib` is memory per device (0: unknown).
+
+    `free_milli_gpu` is the sum over the node's devices that Ray has not booked, `free_milli_cpu` likewise.
+    """
+
+    name: str
+    ray_node_id: str
+    address: str
+    alive: bool
+    is_head: bool
+    gpu_model: str
+    devices: int
+    device_mib: int
+    milli_cpu: int
+    mib: int
+    labels: Mapping[str, str]
+    free_milli_gpu: int
+    free_milli_cpu: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedJob:
+    """One Ray job. `status` is Ray's own: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+
+    submission_id: str
+    status: str
+    message: str
+    start_ms: int | None
+    end_ms: int | None
+    driver_exit_code: int | None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Nodes and jobs as seen at `at_ns` (wall time). Jobs are only those submitted, not every driver."""
+
+    at_ns: int
+    nodes: tuple[ObservedNode, ...]
+    jobs: tuple[ObservedJob, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageRef:
+    """A package of a runtime_env (`uri` as in `gcs://_ray_pkg_<hash>.zip`) and the spooled file that holds its bytes."""
+
+    uri: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One attempt to be started on Ray under `submission_id`. Entrypoint resources are in Ray's own units."""
+
+    submission_id: str
+    entrypoint: str
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    entrypoint_num_cpus: float | None = None
+    entrypoint_num_gpus: float | None = None
+    entrypoint_memory: int | None = None
+    entrypoint_resources: Mapping[str, float] | None = None
+    entrypoint_label_selector: Mapping[str, str] | None = None
+    packages: tuple[PackageRef, ...] = ()
+
+
+class BackendUnavailable(Unavailable):
+    """The cluster (or the agent that talks to it) does not answer now. Nothing is known about effects in flight."""
+
+    code = "backend-unavailable"
+
+
+class LaunchRefused(InvalidRequest):
+    """The cluster will not take this launch however often it is tried: bad environment, an id used for other content."""
+
+    code = "launch-refused"
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Effects are idempotent: the control plane repeats them after a crash until observation shows them done."""
+
+    @property
+    def device_rule(self) -> DeviceRule:
+        """Who picks the device within a node."""
+
+    def observe(self) -> Observation:
+        """The cluster now. Raises `BackendUnavailable`; never answers with part of the truth."""
+
+    def launch(self, launch: Launch) -> None:
+        """Start one attempt. The same id with the same content is success; raises `LaunchRefused`, `BackendUnavailable`."""
+
+    def stop(self, submission_id: str) -> None:
+        """Ask that the attempt ends; an unknown or ended one is fine. Observation tells when it has ended."""
+
+    def forget(self, submission_id: str) -> None:
+        """Delete the record of an ended attempt; an unknown one is fine."""
