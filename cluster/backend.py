@@ -7,23 +7,33 @@ milli-CPU, MiB; times of jobs are wall-clock milliseconds, as Ray reports them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from moorage.errors import InvalidRequest, Unavailable
+from moorage.scheduling.model import DeviceRule
 
+__all__ = [
+    "DIGEST_KEY",
+    "Backend",
+    "BackendUnavailable",
+    "DeviceRule",
+    "Launch",
+    "LaunchRefused",
+    "Observation",
+    "ObservedJob",
+    "ObservedNode",
+    "PackageRef",
+    "digest",
+]
+
+TOKEN_VARIABLE = "MOORAGE_TOKEN"
 DIGEST_KEY = "moorage_digest"
 """Metadata key of the digest of what was launched: "already exists" is success only when it matches."""
-
-
-class DeviceRule(StrEnum):
-    """Who picks the device within a node: the raylet by its fixed rule, or whoever places (simulated pools)."""
-
-    RAYLET = "raylet"
-    FREE = "free"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +105,20 @@ class Launch:
     entrypoint_resources: Mapping[str, float] | None = None
     entrypoint_label_selector: Mapping[str, str] | None = None
     packages: tuple[PackageRef, ...] = ()
+
+
+def digest(launch: Launch) -> str:
+    """What makes two launches the same content, as hex SHA-256. The job's own token is left out: a control plane that
+    was restarted may issue a new one for the attempt it is launching again."""
+    content = asdict(launch)
+    environment = dict(launch.runtime_env)
+    environment["env_vars"] = {
+        name: value for name, value in environment.get("env_vars", {}).items() if name != TOKEN_VARIABLE
+    }
+    content["runtime_env"] = environment
+    content["metadata"] = {key: value for key, value in launch.metadata.items() if key != DIGEST_KEY}
+    content["packages"] = sorted(package.uri for package in launch.packages)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class BackendUnavailable(Unavailable):

@@ -1,0 +1,101 @@
+"""The one module that touches what Ray does not call public API. It knows Ray 2.60 and refuses any other.
+
+Everything here was read in Ray's source at that version; a new Ray means reading it again, then adding it to `KNOWN`.
+Importing this module imports Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray._private.state
+import ray._private.utils
+import ray._private.worker
+
+from moorage.errors import MoorageError
+
+KNOWN = ("2.60.",)
+
+
+class UnknownRay(MoorageError):
+    """This Ray was never checked against what this module relies on."""
+
+    code = "ray-version-unknown"
+
+
+def check_version(version: str | None = None) -> str:
+    """Ray's version, when it is one this module knows; raises `UnknownRay`."""
+    found: str = ray.__version__ if version is None else version
+    if not found.startswith(KNOWN):
+        raise UnknownRay(
+            f"Ray {found} is installed",
+            why=f"Moorage relies on internals it has checked only in Ray {', '.join(v + 'x' for v in KNOWN)}",
+            todo="install ray==2.60.0",
+        )
+    return found
+
+
+def resource_ids() -> dict[str, dict[int, float]]:
+    """What the raylet's own book says the calling worker holds: resource -> {index: amount}, e.g. {"GPU": {2: 0.5}}.
+
+    Keys of placement groups (`GPU_group_0_<id>`) are folded into their resource. Unlike `ray.get_gpu_ids()` this does not
+    echo CUDA_VISIBLE_DEVICES, which a runtime_env may overwrite.
+    """
+    check_version()
+    held: dict[str, dict[int, float]] = {}
+    for key, slots in ray._private.worker.global_worker.core_worker.resource_ids().items():
+        name, _, group = key.partition("_group_")
+        if group and "_" not in group:
+            continue  # the wildcard twin of an indexed bundle: the same slots again
+        held.setdefault(name, {}).update({int(index): float(amount) for index, amount in slots})
+    return held
+
+
+def available_per_node() -> dict[str, dict[str, float]]:
+    """Free resources by Ray node id, as the GCS has them (a heartbeat old at most)."""
+    check_version()
+    found: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
+    return {node: dict(free) for node, free in found.items()}
+
+
+def dashboard_url(context: Any) -> str:
+    """The dashboard of the cluster that `ray.init` just joined, without a trailing slash; "" when it has none."""
+    url: str = context.address_info.get("webui_url") or ""
+    return f"http://{url}" if url and "://" not in url else url
+
+
+@contextlib.contextmanager
+def address_file_kept() -> Iterator[None]:
+    """Undo what `cluster_utils.Cluster` writes to Ray's machine-wide address file.
+
+    Otherwise any bare `ray.init()` on this machine would try to join this pool, past the front door.
+    """
+    path = Path(ray._private.utils.get_ray_address_file(None))
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    finally:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(before)
+
+
+def node_processes(node: Any) -> dict[str, list[int]]:
+    """The processes of one `ray._private.node.Node` by kind (`raylet`, `gcs_server`, ...): their pids."""
+    return {kind: [info.process.pid for info in infos] for kind, infos in node.all_processes.items()}
+
+
+def dead_kinds(node: Any) -> list[str]:
+    """Kinds of this node's processes that have ended."""
+    return sorted({kind for kind, _ in node.dead_processes()})
+
+
+def token_is_on() -> bool:
+    """Whether this process was told to authenticate to Ray."""
+    return os.environ.get("RAY_AUTH_MODE") == "token"
