@@ -62,6 +62,7 @@ def node_arguments(index: int, options: argparse.Namespace) -> dict[str, Any]:
             "dashboard_port": options.dashboard_port,
             "gcs_server_port": 0,
             "include_log_monitor": False,
+            "no_monitor": True,
         }
     return common
 
@@ -77,7 +78,7 @@ def start(options: argparse.Namespace) -> Any:
         raise SystemExit("RAY_AUTH_MODE is not 'token': this cluster would obey anyone on this machine")
     cluster = Cluster()
     try:
-        with rayapi.address_file_kept():
+        with rayapi.address_file_untouched():
             for index in range(options.nodes):
                 cluster.add_node(wait=False, **node_arguments(index, options))
             cluster.wait_for_nodes(timeout=60)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -47,8 +46,9 @@ def resource_ids() -> dict[str, dict[int, float]]:
     echo CUDA_VISIBLE_DEVICES, which a runtime_env may overwrite.
     """
     check_version()
+    worker: Any = ray._private.worker.global_worker
     held: dict[str, dict[int, float]] = {}
-    for key, slots in ray._private.worker.global_worker.core_worker.resource_ids().items():
+    for key, slots in worker.core_worker.resource_ids().items():
         name, _, group = key.partition("_group_")
         if group and "_" not in group:
             continue  # the wildcard twin of an indexed bundle: the same slots again
@@ -59,8 +59,8 @@ def resource_ids() -> dict[str, dict[int, float]]:
 def available_per_node() -> dict[str, dict[str, float]]:
     """Free resources by Ray node id, as the GCS has them (a heartbeat old at most)."""
     check_version()
-    found: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
-    return {node: dict(free) for node, free in found.items()}
+    state: Any = ray._private.state
+    return {node: dict(free) for node, free in state.available_resources_per_node().items()}
 
 
 def dashboard_url(context: Any) -> str:
@@ -70,20 +70,17 @@ def dashboard_url(context: Any) -> str:
 
 
 @contextlib.contextmanager
-def address_file_kept() -> Iterator[None]:
-    """Undo what `cluster_utils.Cluster` writes to Ray's machine-wide address file.
+def address_file_untouched() -> Iterator[None]:
+    """Keep `cluster_utils.Cluster` from writing Ray's machine-wide address file.
 
-    Otherwise any bare `ray.init()` on this machine would try to join this pool, past the front door.
+    With it any bare `ray.init()` on this machine would try to join this pool, past the front door.
     """
-    path = Path(ray._private.utils.get_ray_address_file(None))
-    before = path.read_bytes() if path.exists() else None
+    original = ray._private.utils.write_ray_address
+    ray._private.utils.write_ray_address = lambda *_: None
     try:
         yield
     finally:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.write_bytes(before)
+        ray._private.utils.write_ray_address = original
 
 
 def node_processes(node: Any) -> dict[str, list[int]]:

@@ -1,0 +1,220 @@
+"""The child process that holds the pool's one Ray driver connection, and answers for it on a Unix socket.
+
+Run as `python -m moorage.cluster.agent --home H`. The control plane must not be a Ray driver (a driver dies with the
+GCS); this process is one, keeps nothing of its own, and may die at any time: its supervisor starts it again.
+
+    GET  /health       200 {"ray_address", "ray_version"} while Ray answers, 503 otherwise
+    GET  /observe      {"at_ns", "nodes": [ObservedNode as JSON]}
+    GET  /serve        {"state": "starting"|"running"|"failed", "url", "error"}
+    POST /serve/start  the same, after asking for Serve once more
+
+Serve is started here, in the background, so that Ray books its controller and replicas under this driver and not under
+the first team that deploys something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from moorage.cluster.backend import ObservedNode
+from moorage.cluster.binding import DEVICE_MIB_LABEL, GPU_MODEL_LABEL, NODE_LABEL
+from moorage.cluster.paths import ClusterPaths, read_json, write_json
+
+LOG = logging.getLogger("moorage.cluster.agent")
+NAMESPACE = "moorage"
+ANSWER_WITHIN_S = 5.0
+GIVE_UP_AFTER_S = 20.0
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+HEAD_RESOURCE = "node:__internal_head__"
+MIB = 1024 * 1024
+
+
+def observed_node(raw: Mapping[str, Any], free: Mapping[str, float]) -> ObservedNode:
+    """One entry of `ray.nodes()` with what is free on it, in our integers."""
+    labels, resources = dict(raw.get("Labels") or {}), raw.get("Resources") or {}
+    memory = labels.get(DEVICE_MIB_LABEL, "0")
+    return ObservedNode(
+        name=labels.get(NODE_LABEL) or f"ray-{raw['NodeID'][:12]}",
+        ray_node_id=raw["NodeID"],
+        address=raw.get("NodeManagerAddress") or "",
+        alive=bool(raw["Alive"]),
+        is_head=HEAD_RESOURCE in resources,
+        gpu_model=labels.get(GPU_MODEL_LABEL) or labels.get(ACCELERATOR_LABEL, ""),
+        devices=int(resources.get("GPU", 0)),
+        device_mib=int(memory) if memory.isdigit() else 0,
+        milli_cpu=round(resources.get("CPU", 0) * 1000),
+        mib=int(resources.get("memory", 0)) // MIB,
+        labels=labels,
+        free_milli_gpu=round(free.get("GPU", 0) * 1000),
+        free_milli_cpu=round(free.get("CPU", 0) * 1000),
+    )
+
+
+def one_per_name(nodes: Sequence[ObservedNode]) -> list[ObservedNode]:
+    """Ray remembers dead incarnations: of nodes with one name keep the living, else the last. Sorted by name."""
+    chosen: dict[str, ObservedNode] = {}
+    for node in nodes:
+        if node.alive or not (node.name in chosen and chosen[node.name].alive):
+            chosen[node.name] = node
+    return [chosen[name] for name in sorted(chosen)]
+
+
+class Agent:
+    """Calls to Ray run in one thread, so a GCS that hangs can hold up only that thread; answers then are 503."""
+
+    def __init__(self, paths: ClusterPaths, serve_port: int | None) -> None:
+        self._paths, self._serve_port = paths, serve_port
+        self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray")
+        self._serve_calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="serve")
+        self._serve: dict[str, str] = {"state": "starting", "url": "", "error": ""}
+        self._ray_address = self._ray_version = ""
+        self._last_answer = time.monotonic()
+
+    def connect(self, address: str) -> None:
+        """Join Ray as a driver; raises what Ray raises. Completes ray.json when the cluster is not ours."""
+        import ray
+
+        from moorage.cluster import rayapi
+
+        self._ray_version = rayapi.check_version()
+        context = ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            configure_logging=False,
+        )
+        self._ray_address = address
+        known = read_json(self._paths.ray_json) or {}
+        if not known.get("dashboard"):
+            known |= {"ray_address": address, "ray_version": self._ray_version}
+            known["dashboard"] = rayapi.dashboard_url(context)
+            write_json(self._paths.ray_json, known)
+
+    def _observe(self) -> dict[str, Any]:
+        import ray
+
+        from moorage.cluster import rayapi
+
+        at_ns = time.time_ns()
+        free = rayapi.available_per_node()
+        nodes = [observed_node(raw, free.get(raw["NodeID"], {})) for raw in ray.nodes()]
+        return {"at_ns": at_ns, "nodes": [asdict(node) for node in one_per_name(nodes)]}
+
+    def _start_serve(self) -> None:
+        from ray import serve
+
+        if self._serve_port is None:
+            self._serve = {"state": "failed", "url": "", "error": "no --serve-port was given"}
+            return
+        try:
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": "127.0.0.1", "port": self._serve_port},
+                logging_config={"enable_access_log": False},
+            )
+            self._serve = {"state": "running", "url": f"http://127.0.0.1:{self._serve_port}", "error": ""}
+            LOG.info("Serve answers at %s", self._serve["url"])
+        except Exception as error:
+            LOG.exception("Serve did not start")
+            self._serve = {"state": "failed", "url": "", "error": f"{type(error).__name__}: {error}"}
+
+    async def _ask(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        answer = await asyncio.wait_for(loop.run_in_executor(self._calls, call), ANSWER_WITHIN_S)
+        self._last_answer = time.monotonic()
+        return answer
+
+    async def observe(self, _: web.Request) -> web.Response:
+        try:
+            return web.json_response(await self._ask(self._observe))
+        except Exception as error:
+            LOG.warning("Ray does not answer: %r", error)
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=503)
+
+    async def health(self, request: web.Request) -> web.Response:
+        answer = await self.observe(request)
+        if answer.status != 200:
+            return answer
+        return web.json_response({"ray_address": self._ray_address, "ray_version": self._ray_version})
+
+    async def serve_state(self, _: web.Request) -> web.Response:
+        return web.json_response(self._serve)
+
+    async def serve_start(self, _: web.Request) -> web.Response:
+        if self._serve["state"] != "running":
+            self._serve = {"state": "starting", "url": "", "error": ""}
+            await asyncio.get_running_loop().run_in_executor(self._serve_calls, self._start_serve)
+        return web.json_response(self._serve, status=200 if self._serve["state"] == "running" else 503)
+
+    async def _watch(self) -> None:
+        """End the process when Ray has not answered for long: a fresh one connects afresh."""
+        while True:
+            await asyncio.sleep(GIVE_UP_AFTER_S / 4)
+            try:
+                await self._ask(self._observe)
+            except Exception as error:
+                LOG.warning("Ray does not answer: %r", error)
+            if time.monotonic() - self._last_answer > GIVE_UP_AFTER_S:
+                LOG.error("Ray has not answered for %.0f s: leaving", GIVE_UP_AFTER_S)
+                os._exit(3)  # the Ray thread may hang in the core worker: an orderly exit would wait for it
+
+    async def run(self) -> None:
+        """Answer until the process is told to end."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/health", self.health),
+                web.get("/observe", self.observe),
+                web.get("/serve", self.serve_state),
+                web.post("/serve/start", self.serve_start),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, handle_signals=True)
+        await runner.setup()
+        self._paths.agent_sock.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            await web.UnixSite(runner, str(self._paths.agent_sock)).start()
+        finally:
+            os.umask(before)
+        LOG.info("connected to %s, answering on %s", self._ray_address, self._paths.agent_sock.name)
+        serving = asyncio.get_running_loop().run_in_executor(self._serve_calls, self._start_serve)
+        try:
+            await asyncio.gather(self._watch(), serving)
+        finally:
+            await runner.cleanup()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m moorage.cluster.agent")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--address", help="the GCS, host:port; default: what H/ray.json says")
+    parser.add_argument("--serve-port", type=int)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    paths = ClusterPaths(options.home)
+    address = options.address or (read_json(paths.ray_json) or {}).get("ray_address")
+    if not address:
+        LOG.error("no --address, and no cluster has written %s", paths.ray_json.name)
+        return 2
+    agent = Agent(paths, options.serve_port)
+    agent.connect(address)
+    asyncio.run(agent.run())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
