@@ -1,0 +1,82 @@
+"""pool.yaml: settings of one pool. Prices are micro-dollars per GPU-hour; every field has a default."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from moorage.configs import units
+from moorage.configs.problems import explain, refuse_unknown
+from moorage.configs.yamlio import load_mapping
+from moorage.errors import InvalidRequest
+
+ANY = "gpus"
+
+
+def _dollars(value: Any) -> dict[str, int]:
+    """{model: micro-dollars} from dollars per GPU-hour, at most six decimals."""
+    if not isinstance(value, dict):
+        value = {ANY: value}
+    found = {}
+    for model, price in value.items():
+        try:
+            micro = units.decimal(f"prices.{model}", price) * 10**6
+        except InvalidRequest as error:
+            raise ValueError(f"{model} = {price!r}: {error.why}") from None
+        if not 0 <= micro <= Decimal(10) ** 12 or micro != micro.to_integral_value():
+            raise ValueError(f"{model} = {price!r}: dollars per GPU-hour, 0 to 1000000, at most six decimals")
+        found[str(model)] = int(micro)
+    return found
+
+
+class PoolSettings(BaseModel):
+    """What an operator may set. Times are milliseconds where the name says so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prices: Annotated[dict[str, int], BeforeValidator(_dollars)] = {ANY: 1_000_000}
+    """Micro-dollars per GPU-hour by model; "gpus" is the price of models not named (written in dollars)."""
+    package_limit_mib: int = Field(default=200, ge=1, le=100_000)
+    """Largest working_dir upload."""
+    infra_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts lost to the infrastructure before a job is quarantined."""
+    tick_ms: int = Field(default=500, ge=10, le=60_000)
+    """Longest pause between two looks at the cluster."""
+    start_deadline_ms: int = Field(default=10_000, ge=0, le=600_000)
+    """How long a start waits for Ray to free devices that the ledger says are free."""
+    lost_after_ms: int = Field(default=10_000, ge=0, le=600_000)
+    """How long Ray may not know a started attempt before it counts as lost."""
+    max_pending: int = Field(default=10_000, ge=1, le=10_000_000)
+    """Waiting jobs per team; above it submissions are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            refuse_unknown(value, cls, "the pool file")
+        return value
+
+    def price(self, gpu_model: str) -> int:
+        """Micro-dollars per GPU-hour of a model."""
+        return self.prices.get(gpu_model, self.prices.get(ANY, 0))
+
+
+def parse_pool(text: str, source: str = "pool.yaml") -> PoolSettings:
+    """The settings that `text` holds; `InvalidRequest` with the path of each wrong field."""
+    try:
+        return PoolSettings.model_validate(load_mapping(text, source))
+    except ValidationError as error:
+        raise explain(error, source) from None
+
+
+def load_pool(path: Path) -> PoolSettings:
+    """The settings of a file; `InvalidRequest` also when it cannot be read."""
+    try:
+        return parse_pool(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"cannot read the pool file {path}", why=str(error), code="config-unreadable"
+        ) from None
