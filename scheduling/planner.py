@@ -53,6 +53,11 @@ def feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Reason | 
     team = ledger.team_row.get(request.team)
     if team is None:
         return Reason(code=ReasonCode.TEAM_UNKNOWN, team=request.team, asked=_least(request))
+    work.empty()
+    if work.place(request, np.full(len(ledger.models), 2**62, np.int64), request.min_workers) is None:
+        return Reason(
+            code=ReasonCode.NO_DEVICE, team=request.team, gpu_model=request.gpu_model, asked=_least(request)
+        )
     most = int(work.quotas.most(team)[_column(ledger, request)])
     if most < _least(request):
         return Reason(
@@ -61,11 +66,6 @@ def feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Reason | 
             gpu_model=request.gpu_model,
             asked=_least(request),
             allowed=most,
-        )
-    work.empty()
-    if work.place(request, np.full(len(ledger.models), 2**62, np.int64), request.min_workers) is None:
-        return Reason(
-            code=ReasonCode.NO_DEVICE, team=request.team, gpu_model=request.gpu_model, asked=_least(request)
         )
     return None
 
@@ -229,7 +229,7 @@ class _Working:
         )
 
     def holders(self, teams: set[str] | None = None) -> tuple[str, ...]:
-        """The first jobs, oldest first, whose end would give GPUs back: holding now, or started by this plan."""
+        """The first jobs, oldest first, whose end would give GPUs back: held now, or started by this plan."""
         held = ((lease.job, lease.team) for lease in self.ledger.leases.values() if lease.milli_gpu)
         begun = ((request.job, request.team) for request in self.started if request.milli_gpu())
         jobs: dict[str, None] = {}

@@ -79,7 +79,7 @@ def _epochs(ledger: Ledger) -> list[str]:
 
 
 def _owners(ledger: Ledger) -> list[str]:
-    """No device with two whole-GPU owners, none shared beside a whole-GPU owner, none used twice by a task."""
+    """No device with two whole-GPU owners, none shared beside one, none twice in a task."""
     holders: dict[tuple[str, int], list[tuple[Lease, TaskPlacement]]] = {}
     found = []
     for lease in ledger.leases.values():
