@@ -49,7 +49,7 @@ def check(ledger: Ledger) -> None:
         raise AssertionError("; ".join(found))
 
 
-def _full(ledger: Ledger) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _full(ledger: Ledger) -> tuple[np.ndarray, np.ndarray]:
     has = np.arange(ledger.milli_free.shape[1])[None, :] < ledger.devices[:, None]
     return np.where(has, WHOLE, 0), np.where(has, ledger.device_mib[:, None], 0)
 

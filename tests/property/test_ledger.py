@@ -19,7 +19,7 @@ from moorage.scheduling.ledger import (
 )
 from moorage.scheduling.model import JobRequest, Lease, NodeSpec, Policy, Shape, Snapshot, TeamSpec
 from moorage.scheduling.planner import plan
-from moorage.scheduling.quota import subtree, team_use
+from moorage.scheduling.quota import team_use
 from moorage.scheduling.validate import check
 
 MILLI = st.sampled_from([0, 100, 180, 300, 500, 600, 1000, 2000, 4000])
