@@ -1,0 +1,71 @@
+"""What every handler can reach: the control plane (off the loop), the spool, the dashboard, the caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from moorage.runtime.control.api import Caller, Control
+from moorage.runtime.frontdoor.settings import Settings
+from moorage.runtime.frontdoor.spool import Spool
+from moorage.runtime.frontdoor.upstream import Upstream
+
+T = TypeVar("T")
+CALL_THREADS = 16
+WAIT_THREADS = 256
+"""Threads that may sit in a blocking `grow`; each waiting `lease(...)` holds one."""
+
+
+@dataclass(slots=True)
+class Context:
+    """One per application. `followers` are the open tail websockets' requests, cut when the server stops."""
+
+    control: Control
+    spool: Spool
+    settings: Settings
+    upstream: Upstream
+    calls: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(CALL_THREADS, "control-call")
+    )
+    waits: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WAIT_THREADS, "lease-wait"))
+    log_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
+    followers: set[web.BaseRequest] = field(default_factory=set)
+
+    async def call(self, function: Callable[..., T], *args: Any, **named: Any) -> T:
+        """Run a synchronous control-plane call on a worker thread: the loop never waits for the database."""
+        return await asyncio.get_running_loop().run_in_executor(self.calls, partial(function, *args, **named))
+
+    async def wait(self, function: Callable[..., T], *args: Any) -> T:
+        """Same, for calls that block until something is granted; they have threads of their own."""
+        return await asyncio.get_running_loop().run_in_executor(self.waits, partial(function, *args))
+
+
+CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
+_CALLER = "moorage.caller"
+
+
+def context(request: web.BaseRequest) -> Context:
+    assert isinstance(request, web.Request)
+    return request.app[CONTEXT]
+
+
+def caller(request: web.BaseRequest) -> Caller:
+    """Set by the authentication layer; a handler that asks without one is a bug."""
+    found: Caller = request[_CALLER]
+    return found
+
+
+def set_caller(request: web.BaseRequest, who: Caller) -> None:
+    request[_CALLER] = who
+
+
+def principal(request: web.BaseRequest) -> str:
+    """For logs: who asked, or "-" before authentication."""
+    found = request.get(_CALLER)
+    return found.principal if isinstance(found, Caller) else "-"

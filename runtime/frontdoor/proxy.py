@@ -1,0 +1,173 @@
+"""/endpoints/<name>/...: the published endpoints of Ray Serve, behind the front door's address and tokens.
+
+Bodies stream both ways. The caller's token stays here: the application gets the team's name instead. An
+application that was given another route than `/endpoints/<name>` still has working /docs and /openapi.json,
+because those two pages are rewritten to the public prefix.
+"""
+
+from __future__ import annotations
+
+import json
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from moorage.errors import NotFound, TooLarge, Unavailable
+from moorage.runtime.control.api import EndpointView
+from moorage.runtime.frontdoor.context import Context, caller, context
+
+_HOP = frozenset(
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+    ]
+)
+_NOT_FORWARDED = _HOP | {"host", "authorization", "x-ray-authorization", "cookie", "content-length", "expect"}
+_NOT_RETURNED = _HOP | {"content-length", "content-encoding", "set-cookie", "server", "date"}
+_REWRITTEN = ("docs", "redoc", "openapi.json")
+_PAGE_LIMIT = 4 << 20
+_CHUNK = 64 * 1024
+
+
+async def proxy(request: web.Request) -> web.StreamResponse:
+    """Forward to Serve. 404 for a name the caller may not use, 503 with Retry-After when it is not up."""
+    ours, who = context(request), caller(request)
+    view = await ours.call(ours.control.endpoint, request.match_info["name"])
+    if not who.may_see(view.team):
+        raise NotFound(f"No endpoint {view.name!r}")
+    if not view.live:
+        raise _not_up(view, "the job that served it has ended")
+    limit = ours.settings.max_endpoint_body
+    if request.content_length is not None and request.content_length > limit:
+        raise TooLarge(
+            f"The body is larger than {limit >> 20} MiB", why="the front door's limit for endpoint requests"
+        )
+    try:
+        return await _forward(ours, request, view)
+    except aiohttp.ClientConnectorError as error:
+        raise _not_up(view, "Ray Serve does not answer") from error
+
+
+def _not_up(view: EndpointView, why: str) -> Unavailable:
+    return Unavailable(
+        f"Endpoint {view.name!r} is not up", why=why, todo="try again later", code="endpoint-down"
+    )
+
+
+def _target(base: str, view: EndpointView, request: web.Request) -> URL:
+    """The raw (still encoded) path after the prefix is kept as it came."""
+    tail = request.rel_url.raw_path.removeprefix(f"/endpoints/{view.name}")
+    query = request.rel_url.raw_query_string
+    return URL(base + view.route.rstrip("/") + (tail or "/") + (f"?{query}" if query else ""), encoded=True)
+
+
+def _request_headers(request: web.Request, view: EndpointView) -> CIMultiDict[str]:
+    named = {word.strip().lower() for word in request.headers.get("Connection", "").split(",")}
+    headers = CIMultiDict(
+        (name, value)
+        for name, value in request.headers.items()
+        if name.lower() not in _NOT_FORWARDED | named
+        and not name.lower().startswith(("x-forwarded-", "x-moorage-"))
+    )
+    headers["X-Forwarded-Prefix"] = f"/endpoints/{view.name}"
+    headers["X-Forwarded-Host"] = request.host
+    headers["X-Forwarded-Proto"] = request.scheme
+    headers["X-Moorage-Team"] = caller(request).team
+    headers["X-Moorage-Principal"] = caller(request).principal
+    return headers
+
+
+async def _bounded(request: web.Request, limit: int):  # type: ignore[no-untyped-def]
+    seen = 0
+    async for chunk in request.content.iter_chunked(_CHUNK):
+        seen += len(chunk)
+        if seen > limit:
+            raise TooLarge(f"The body is larger than {limit >> 20} MiB")
+        yield chunk
+
+
+async def _forward(ours: Context, request: web.Request, view: EndpointView) -> web.StreamResponse:
+    base = ours.settings.address("serve")
+    if base is None:
+        raise _not_up(view, "Ray Serve is not running")
+    headers = _request_headers(request, view)
+    data = None
+    if request.can_read_body:
+        data = _bounded(request, ours.settings.max_endpoint_body)
+        if request.content_length is not None:
+            headers["Content-Length"] = str(request.content_length)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=300)
+    async with ours.upstream.session.request(
+        request.method,
+        _target(base, view, request),
+        headers=headers,
+        data=data,
+        timeout=timeout,
+        allow_redirects=False,
+    ) as answer:
+        kept = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in _NOT_RETURNED)
+        _move_location(kept, view)
+        if (
+            request.method == "GET"
+            and request.match_info["tail"].strip("/") in _REWRITTEN
+            and answer.status == 200
+        ):
+            page = await answer.content.read(_PAGE_LIMIT)
+            return web.Response(body=_rewrite(page, view, answer.content_type), headers=kept)
+        response = web.StreamResponse(status=answer.status, headers=kept)
+        if answer.status == 503:
+            response.headers.setdefault("Retry-After", "2")
+        if answer.content_length is not None and "Content-Encoding" not in answer.headers:
+            response.content_length = answer.content_length
+        await response.prepare(request)
+        async for chunk in answer.content.iter_any():
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+
+
+def _move_location(headers: CIMultiDict[str], view: EndpointView) -> None:
+    """A redirect within the application stays under the public prefix."""
+    place = headers.get("Location")
+    if place is None:
+        return
+    path = URL(place).raw_path_qs if "://" in place else place
+    route = view.route.rstrip("/")
+    if path.startswith(route + "/") or path == route:
+        headers["Location"] = f"/endpoints/{view.name}{path.removeprefix(route) or '/'}"
+
+
+def _rewrite(page: bytes, view: EndpointView, content_type: str) -> bytes:
+    """Point FastAPI's documentation pages at the public prefix."""
+    public, route = f"/endpoints/{view.name}", view.route.rstrip("/")
+    if content_type == "application/json":
+        try:
+            document = json.loads(page)
+        except ValueError:
+            return page
+        if isinstance(document, dict) and "openapi" in document:
+            document["servers"] = [{"url": public}]
+        return json.dumps(document).encode()
+    for quote in (b"'", b'"'):
+        for name in (b"/openapi.json", b"/docs/oauth2-redirect"):
+            page = page.replace(quote + route.encode() + name + quote, quote + public.encode() + name + quote)
+    return page
+
+
+def add(app: web.Application) -> None:
+    app.router.add_route("*", "/endpoints/{name}", proxy_root)
+    app.router.add_route("*", "/endpoints/{name}/{tail:.*}", proxy)
+
+
+async def proxy_root(request: web.Request) -> web.StreamResponse:
+    """Without the slash relative links of a page would leave the endpoint."""
+    raise web.HTTPPermanentRedirect(f"/endpoints/{request.match_info['name']}/")
