@@ -1,15 +1,16 @@
 """The child process that holds the pool's one Ray driver connection, and answers for it on a Unix socket.
 
-Run as `python -m moorage.cluster.agent --home H`. The control plane must not be a Ray driver (a driver dies with the
-GCS); this process is one, keeps nothing of its own, and may die at any time: its supervisor starts it again.
+Run as `python -m moorage.cluster.agent --home H`. The control plane must not be a Ray driver (a driver dies
+with the GCS); this process is one, keeps nothing of its own, and may die at any time: its supervisor starts
+it again.
 
     GET  /health       200 {"ray_address", "ray_version"} while Ray answers, 503 otherwise
     GET  /observe      {"at_ns", "nodes": [ObservedNode as JSON]}
     GET  /serve        {"state": "starting"|"running"|"failed", "url", "error"}
     POST /serve/start  the same, after asking for Serve once more
 
-Serve is started here, in the background, so that Ray books its controller and replicas under this driver and not under
-the first team that deploys something.
+Serve is started here, in the background, so that Ray books its controller and replicas under this driver and
+not under the first team that deploys something.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def observed_node(raw: Mapping[str, Any], free: Mapping[str, float]) -> Observed
 
 
 def one_per_name(nodes: Sequence[ObservedNode]) -> list[ObservedNode]:
-    """Ray remembers dead incarnations: of nodes with one name keep the living, else the last. Sorted by name."""
+    """Ray remembers dead incarnations: of nodes with one name keep the living, else the last. Sorted by
+    name."""
     chosen: dict[str, ObservedNode] = {}
     for node in nodes:
         if node.alive or not (node.name in chosen and chosen[node.name].alive):
@@ -72,7 +74,8 @@ def one_per_name(nodes: Sequence[ObservedNode]) -> list[ObservedNode]:
 
 
 class Agent:
-    """Calls to Ray run in one thread, so a GCS that hangs can hold up only that thread; answers then are 503."""
+    """Calls to Ray run in one thread, so a GCS that hangs can hold up only that thread; answers then are
+    503."""
 
     def __init__(self, paths: ClusterPaths, serve_port: int | None) -> None:
         self._paths, self._serve_port = paths, serve_port

@@ -1,8 +1,8 @@
 """What the control plane asks of a cluster, and what a cluster answers: one protocol, no Ray import.
 
-Two implementations: `moorage.cluster.client.RayBackend` (real raylets) and the simulated pool beside the control
-plane. Both are synchronous and may be called from any one thread at a time. Capacity is in integers: milli-GPU,
-milli-CPU, MiB; times of jobs are wall-clock milliseconds, as Ray reports them.
+Two implementations: `moorage.cluster.client.RayBackend` (real raylets) and the simulated pool beside the
+control plane. Both are synchronous and may be called from any one thread at a time. Capacity is in integers:
+milli-GPU, milli-CPU, MiB; times of jobs are wall-clock milliseconds, as Ray reports them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ DIGEST_KEY = "moorage_digest"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedNode:
-    """One node as the cluster reports it. `devices` counts whole devices; `device_mib` is memory per device (0: unknown).
+    """One node as the cluster reports it. `devices` counts whole devices; `device_mib` is memory per device
+    (0: unknown).
 
     `free_milli_gpu` is the sum over the node's devices that Ray has not booked, `free_milli_cpu` likewise.
     """
@@ -85,7 +86,8 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageRef:
-    """A package of a runtime_env (`uri` as in `gcs://_ray_pkg_<hash>.zip`) and the spooled file that holds its bytes."""
+    """A package of a runtime_env (`uri` as in `gcs://_ray_pkg_<hash>.zip`) and the spooled file that holds
+    its bytes."""
 
     uri: str
     path: Path
@@ -108,8 +110,8 @@ class Launch:
 
 
 def digest(launch: Launch) -> str:
-    """What makes two launches the same content, as hex SHA-256. The job's own token is left out: a control plane that
-    was restarted may issue a new one for the attempt it is launching again."""
+    """What makes two launches the same content, as hex SHA-256. The job's own token is left out: a control
+    plane that was restarted may issue a new one for the attempt it is launching again."""
     content = asdict(launch)
     environment = dict(launch.runtime_env)
     environment["env_vars"] = {
@@ -122,20 +124,23 @@ def digest(launch: Launch) -> str:
 
 
 class BackendUnavailable(Unavailable):
-    """The cluster (or the agent that talks to it) does not answer now. Nothing is known about effects in flight."""
+    """The cluster (or the agent that talks to it) does not answer now. Nothing is known about effects in
+    flight."""
 
     code = "backend-unavailable"
 
 
 class LaunchRefused(InvalidRequest):
-    """The cluster will not take this launch however often it is tried: bad environment, an id used for other content."""
+    """The cluster will not take this launch however often it is tried: bad environment, an id used for other
+    content."""
 
     code = "launch-refused"
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Effects are idempotent: the control plane repeats them after a crash until observation shows them done."""
+    """Effects are idempotent: the control plane repeats them after a crash until observation shows them
+    done."""
 
     @property
     def device_rule(self) -> DeviceRule:
@@ -145,7 +150,8 @@ class Backend(Protocol):
         """The cluster now. Raises `BackendUnavailable`; never answers with part of the truth."""
 
     def launch(self, launch: Launch) -> None:
-        """Start one attempt. The same id with the same content is success; raises `LaunchRefused`, `BackendUnavailable`."""
+        """Start one attempt. The same id with the same content is success; raises `LaunchRefused`,
+        `BackendUnavailable`."""
 
     def stop(self, submission_id: str) -> None:
         """Ask that the attempt ends; an unknown or ended one is fine. Observation tells when it has ended."""

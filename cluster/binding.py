@@ -1,7 +1,8 @@
 """A lease as a job sees it, and as Ray terms: pure functions and types, no Ray import.
 
-The control plane writes `MOORAGE_LEASE` (JSON) into a job's environment; jobs, trainers and replicas read it here.
-Workers are pinned to the nodes the lease names by Ray's own node id label: the raylet then picks the device.
+The control plane writes `MOORAGE_LEASE` (JSON) into a job's environment; jobs, trainers and replicas read it
+here. Workers are pinned to the nodes the lease names by Ray's own node id label: the raylet then picks the
+device.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerView:
-    """What one worker holds: `milli_gpu` and `gpu_mib` are per device in `devices` (device indexes on the node)."""
+    """What one worker holds: `milli_gpu` and `gpu_mib` are per device in `devices` (device indexes on the
+    node)."""
 
     node: str
     ray_node_id: str
@@ -106,7 +108,8 @@ def node_selector(ray_node_id: str) -> dict[str, str]:
 
 
 def worker_selectors(lease: LeaseView) -> list[dict[str, str]]:
-    """One selector per worker, in the lease's order (Ray Train regroups ranks by node: rank i is not selector i)."""
+    """One selector per worker, in the lease's order (Ray Train regroups ranks by node: rank i is not selector
+    i)."""
     return [node_selector(worker.ray_node_id) for worker in lease.workers]
 
 

@@ -1,7 +1,9 @@
-"""The backend on a real cluster: nodes from the agent's Unix socket, jobs from Ray's Jobs HTTP API. No Ray import.
+"""The backend on a real cluster: nodes from the agent's Unix socket, jobs from Ray's Jobs HTTP API. No Ray
+import.
 
-Effects are idempotent by the attempt's submission id *and* a digest of what was launched. Ray answers a duplicate id with
-HTTP 500 and a traceback in the body, so after any answer that is not plain success the job itself is asked for.
+Effects are idempotent by the attempt's submission id *and* a digest of what was launched. Ray answers a
+duplicate id with HTTP 500 and a traceback in the body, so after any answer that is not plain success the job
+itself is asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _BAD_REQUEST_MARKS = ("status code 400", "ValueError", "TypeError", "RuntimeEnvS
 
 
 class RayBackend:
-    """Not thread-safe: one per thread. `home` is the pool's home; addresses are read from its ray.json when needed."""
+    """Not thread-safe: one per thread. `home` is the pool's home; addresses are read from its ray.json when
+    needed."""
 
     device_rule = DeviceRule.RAYLET
 
@@ -101,7 +104,8 @@ class RayBackend:
     # -- beyond the protocol
 
     def dashboard(self) -> str:
-        """The dashboard's URL without a trailing slash; raises `BackendUnavailable` while no cluster is known."""
+        """The dashboard's URL without a trailing slash; raises `BackendUnavailable` while no cluster is
+        known."""
         known = read_json(self._paths.ray_json) or {}
         url = str(known.get("dashboard") or "")
         if not url:

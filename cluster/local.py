@@ -1,10 +1,11 @@
 """Real raylets on this machine: several nodes with logical GPUs, loopback only, token authentication on.
 
-Run as `python -m moorage.cluster.local --home H ...`. It writes H/ray.json once everything answers, then waits. SIGTERM
-(also sent by the kernel when the supervisor dies) stops what it started, by handle. Should it be SIGKILLed, Ray's own
-reaper ends its process group: so it must lead one.
+Run as `python -m moorage.cluster.local --home H ...`. It writes H/ray.json once everything answers, then
+waits. SIGTERM (also sent by the kernel when the supervisor dies) stops what it started, by handle. Should it
+be SIGKILLed, Ray's own reaper ends its process group: so it must lead one.
 
-Logical GPUs are Ray resources with an index; no hardware stands behind them. `--device-mib` is what the ledger may book.
+Logical GPUs are Ray resources with an index; no hardware stands behind them. `--device-mib` is what the
+ledger may book.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def stop(cluster: Any) -> None:
 
 
 def watch(cluster: Any, options: argparse.Namespace, ended: threading.Event) -> int:
-    """Wait for SIGTERM; keep ray.json true about Ray processes that die. 1 when the GCS is gone: nothing is left then."""
+    """Wait for SIGTERM; keep ray.json true about Ray processes that die. 1 when the GCS is gone: nothing is
+    left then."""
     from moorage.cluster import rayapi
 
     paths, known_dead = ClusterPaths(options.home), list[str]()

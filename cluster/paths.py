@@ -45,7 +45,8 @@ class ClusterPaths:
 
     @property
     def ray_temp(self) -> Path:
-        """Ray's session folder: in the home, unless that would make its socket paths too long for the kernel."""
+        """Ray's session folder: in the home, unless that would make its socket paths too long for the
+        kernel."""
         inside = self.root / "ray"
         if len(os.fsencode(inside)) + _RAY_SOCKET_TAIL <= MAX_SOCKET_PATH:
             return inside
@@ -62,7 +63,8 @@ class ClusterPaths:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step, readable by its owner only: a reader sees the old or the new, never half."""
+    """Replace `path` by `text` in one step, readable by its owner only: a reader sees the old or the new,
+    never half."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:

@@ -1,7 +1,7 @@
 """The one module that touches what Ray does not call public API. It knows Ray 2.60 and refuses any other.
 
-Everything here was read in Ray's source at that version; a new Ray means reading it again, then adding it to `KNOWN`.
-Importing this module imports Ray.
+Everything here was read in Ray's source at that version; a new Ray means reading it again, then adding it to
+`KNOWN`. Importing this module imports Ray.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def check_version(version: str | None = None) -> str:
 
 
 def resource_ids() -> dict[str, dict[int, float]]:
-    """What the raylet's own book says the calling worker holds: resource -> {index: amount}, e.g. {"GPU": {2: 0.5}}.
+    """What the raylet's own book says the calling worker holds: resource -> {index: amount}, e.g. {"GPU": {2:
+    0.5}}.
 
-    Keys of placement groups (`GPU_group_0_<id>`) are folded into their resource. Unlike `ray.get_gpu_ids()` this does not
-    echo CUDA_VISIBLE_DEVICES, which a runtime_env may overwrite.
+    Keys of placement groups (`GPU_group_0_<id>`) are folded into their resource. Unlike `ray.get_gpu_ids()`
+    this does not echo CUDA_VISIBLE_DEVICES, which a runtime_env may overwrite.
     """
     check_version()
     worker: Any = ray._private.worker.global_worker
@@ -64,7 +65,8 @@ def available_per_node() -> dict[str, dict[str, float]]:
 
 
 def dashboard_url(context: Any) -> str:
-    """The dashboard of the cluster that `ray.init` just joined, without a trailing slash; "" when it has none."""
+    """The dashboard of the cluster that `ray.init` just joined, without a trailing slash; "" when it has
+    none."""
     url: str = context.address_info.get("webui_url") or ""
     return f"http://{url}" if url and "://" not in url else url
 

@@ -1,7 +1,8 @@
-"""The environment that the pool's processes start with: an allowlist, because Ray hands it on to every team's jobs.
+"""The environment that the pool's processes start with: an allowlist, because Ray hands it on to every team's
+jobs.
 
-What the operator's shell holds (cloud keys, tokens) must not reach other people's code; `up --pass-env NAME` lets one
-more variable through on purpose.
+What the operator's shell holds (cloud keys, tokens) must not reach other people's code; `up --pass-env NAME`
+lets one more variable through on purpose.
 """
 
 from __future__ import annotations
@@ -11,10 +12,21 @@ from collections.abc import Iterable, Mapping
 
 from moorage.cluster.paths import ClusterPaths
 
-_NAMES = frozenset(
-    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TERM VIRTUAL_ENV LD_LIBRARY_PATH PYTHONPATH".split()
+_NAMES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM", "VIRTUAL_ENV")
+_PREFIXES = (
+    "LC_",
+    "LD_LIBRARY_",
+    "PYTHON",
+    "RAY_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "CUDA_",
+    "NCCL_",
+    "NVIDIA_",
+    "TORCH_",
+    "DS_",
 )
-_PREFIXES = ("LC_", "RAY_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NCCL_", "NVIDIA_", "TORCH_", "DS_")
 _NEVER = (
     "RAY_ADDRESS",
     "RAY_API_SERVER_ADDRESS",

@@ -31,6 +31,16 @@ class PoolHome(ClusterPaths):
         return self.root / "pool.json"
 
     @property
+    def supervisor_lock(self) -> Path:
+        """Held (flock) by the supervisor for as long as it lives: one per home."""
+        return self.root / "supervisor.lock"
+
+    @property
+    def up_lock(self) -> Path:
+        """Held by `up` while it starts a pool, so that two of them do not start two."""
+        return self.root / "up.lock"
+
+    @property
     def teams_yaml(self) -> Path:
         """The copy of the teams file that the pool was started with."""
         return self.root / "teams.yaml"
@@ -65,7 +75,8 @@ class PoolHome(ClusterPaths):
         return self.logs / f"{process}.log"
 
     def make(self) -> None:
-        """Create the folders; refuses a home whose sockets the kernel could not name (code `home-too-long`)."""
+        """Create the folders; refuses a home whose sockets the kernel could not name (code
+        `home-too-long`)."""
         if len(os.fsencode(self.control_sock)) > MAX_SOCKET_PATH:
             raise InvalidRequest(
                 f"the pool's home {self.root} is too long a path",
@@ -112,7 +123,8 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolRecord:
-    """`pool.json`: what runs, where it answers. URLs are without a trailing slash; `ray_address` is the GCS's host:port."""
+    """`pool.json`: what runs, where it answers. URLs are without a trailing slash; `ray_address` is the GCS's
+    host:port."""
 
     name: str
     version: str
