@@ -1,0 +1,89 @@
+"""The `moorage` command: a table of lazily imported commands, so that `--help` and each command start fast.
+
+A `MoorageError` is one line on stderr and exit code 2. Anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from moorage import __version__
+from moorage.errors import MoorageError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("moorage.runtime.commands.pool:up", "Start a pool on this machine, or beside an existing Ray cluster."),
+    "down": ("moorage.runtime.commands.pool:down", "Stop exactly what `up` started."),
+    "status": ("moorage.runtime.commands.status:status", "Nodes, devices and their holders, the queue, the teams."),
+    "submit": ("moorage.runtime.commands.jobs:submit", "Submit the job a YAML file describes."),
+    "jobs": ("moorage.runtime.commands.jobs:jobs", "List jobs."),
+    "why": ("moorage.runtime.commands.jobs:why", "Say why a job waits and what would free it."),
+    "logs": ("moorage.runtime.commands.jobs:logs", "Print a job's log."),
+    "stop": ("moorage.runtime.commands.jobs:stop", "Stop a job."),
+    "events": ("moorage.runtime.commands.jobs:events", "The audit record: who did what, when."),
+    "cost": ("moorage.runtime.commands.jobs:cost", "GPU time and money per team and job."),
+}
+"""Command name -> (where it is defined, its line in `moorage --help`)."""
+
+EPILOG = """\b
+Examples:
+  moorage up --nodes 2 --logical-gpus 4
+  moorage status
+  moorage submit job.yaml
+  moorage why JOB
+"""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is used; `--help` of the group imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="moorage")
+def cli() -> None:
+    """Many teams, one Ray cluster: quotas, leases and the life of a model.
+
+    The commands find the pool through MOORAGE_URL and MOORAGE_TOKEN, else through the pool's folder (MOORAGE_HOME,
+    default ~/.moorage).
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the command's own "no", 2 refused or misused, 130 interrupted."""
+    try:
+        outcome = cli.main(arguments, prog_name="moorage", standalone_mode=False)
+        code = outcome if isinstance(outcome, int) else 0
+    except MoorageError as error:
+        click.echo(f"moorage: {' '.join(str(error).split())}", err=True)
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
