@@ -1,0 +1,176 @@
+"""Feature pipelines on Ray Data: checked reads, block functions, numbered parts. The one module here that needs Ray.
+
+Inside a Moorage job the lease bounds what Ray Data may use; without one it takes what Ray offers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data import DataContext, Dataset, ExecutionResources
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayTaskError
+
+from moorage.cluster import binding
+from moorage.errors import MoorageError
+from moorage.runtime.features.schema import REASON, ROW, split
+from moorage.runtime.features.sources import Source, read_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A source after its schema check: every row it had, as blocks with a reason or without."""
+
+    source: Source
+    blocks: Dataset
+    rows_in: int
+    good: int
+    quarantined: int
+    reasons: dict[str, int]
+
+    def quarantine(self) -> pa.Table:
+        """The bad rows: source, source_row, reason, raw."""
+        bad = pa.concat_tables(split(block)[1] for block in tables(self.blocks))
+        return bad.add_column(0, "source", pa.array([self.source.name] * bad.num_rows, pa.string()))
+
+    def good_rows(self) -> pa.Table:
+        """All good rows on this process: for tables that are small beside the events."""
+        return pa.concat_tables(split(block)[0] for block in tables(self.blocks))
+
+
+def start(*, cpus: int | None = None) -> None:
+    """Connects to the job's cluster, or starts a local one with `cpus` (default: this machine's), and sets limits."""
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.WARNING)
+        else:
+            ray.init(address="local", num_cpus=cpus or os.cpu_count(), include_dashboard=False, logging_level=logging.WARNING)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True  # part files must not depend on which task was faster
+    lease = binding.current()
+    if lease is not None:
+        context.execution_options.resource_limits = ExecutionResources.for_limits(**limits(lease))
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def limits(lease: binding.LeaseView) -> dict[str, float]:
+    """What Ray Data may use at once under this lease: the workers' CPUs (at least one) and no more than their GPUs."""
+    return {"cpu": max(1.0, sum(worker.cpus for worker in lease.workers)), "gpu": lease.gpus}
+
+
+class CheckedSource(Datasource):  # type: ignore[misc]
+    """One read task per file: reads, checks each block against the schema, and yields blocks of `rows_per_block`."""
+
+    def __init__(self, source: Source, rows_per_block: int) -> None:
+        super().__init__()
+        self._source, self._rows = source, rows_per_block
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        source, rows = self._source, self._rows
+        about = BlockMetadata(num_rows=None, size_bytes=None, input_files=[source.path], exec_stats=None)
+        return [ReadTask(lambda: checked_blocks(source, rows), about)]
+
+
+def checked_blocks(source: Source, rows: int) -> Iterator[pa.Table]:
+    """The file's rows in blocks, checked. Raises DataError for what is wrong with the whole file."""
+    table = read_rows(source.path)
+    for offset in range(0, max(1, table.num_rows), rows):
+        yield source.schema.check(table.slice(offset, rows).combine_chunks(), where=source.path)
+
+
+def read_checked(source: Source, *, rows_per_block: int = 50_000) -> Checked:
+    """Reads and checks one source; its blocks stay in the object store. Raises DataError naming the file."""
+    with explained():
+        blocks = ray.data.read_datasource(CheckedSource(source, rows_per_block), override_num_blocks=1).materialize()
+        rows_in, reasons = 0, dict[str, int]()
+        for block in tables(blocks):
+            rows_in += block.num_rows
+            for reason in block[REASON].drop_null().to_pylist():
+                reasons[reason] = reasons.get(reason, 0) + 1
+    bad = sum(reasons.values())
+    return Checked(
+        source=source, blocks=blocks, rows_in=rows_in, good=rows_in - bad, quarantined=bad, reasons=reasons
+    )
+
+
+def tables(blocks: Dataset) -> Iterator[pa.Table]:
+    """A materialised dataset's blocks in order."""
+    for ref in blocks.to_arrow_refs():
+        yield ray.get(ref)
+
+
+def write_parts(
+    blocks: Dataset, folder: Path, make: Callable[[pa.Table, Any], pa.Table], state: Any, *, by: str
+) -> list[dict[str, Any]]:
+    """Runs `make(good rows, state)` on every block and writes what it returns as Parquet parts; one record per part.
+
+    A part holds the rows of one value of `by` of one block: part-<value>-<first source row>.parquet in `folder`, which all
+    nodes must see. `state` is stored once and read by all tasks.
+    """
+    shared = ray.put(state)
+    with explained():
+        written = blocks.map_batches(
+            _write_block,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"state": shared, "make": make, "folder": str(folder), "by": by},
+        ).take_all()
+    return sorted(written, key=lambda record: str(record["file"]))
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """One Parquet file, compressed; the same rows give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd")
+
+
+def _write_block(
+    block: pa.Table, *, state: ray.ObjectRef, make: Callable[[pa.Table, Any], pa.Table], folder: str, by: str
+) -> pa.Table:
+    first = int(pc.min(block[ROW]).as_py() or 0)
+    rows = make(split(block)[0], ray.get(state))
+    records = []
+    for value in sorted(rows[by].unique().to_pylist()):
+        part = rows.filter(pc.equal(rows[by], value))
+        name = f"part-{value}-{first:09d}.parquet"
+        write_table(part, Path(folder) / name)
+        records.append({"file": name, "value": str(value), "rows": part.num_rows})
+    return pa.Table.from_pylist(
+        records, pa.schema([("file", pa.string()), ("value", pa.string()), ("rows", pa.int64())])
+    )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Unwraps Ray: a MoorageError raised in a task is raised here as itself, without Ray's traceback around it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        for _ in range(16):
+            if isinstance(cause, RayTaskError):
+                cause = cause.cause
+            elif isinstance(cause, MoorageError) or cause is None:
+                break
+            else:
+                cause = cause.__cause__
+        if isinstance(cause, MoorageError) and cause is not error:
+            raise cause from None
+        raise
