@@ -85,6 +85,14 @@ def address_file_untouched() -> Iterator[None]:
         ray._private.utils.write_ray_address = original
 
 
+def serve_url() -> str:
+    """Where Serve's proxy really listens: a Serve that already ran keeps the port it was first given."""
+    from ray.serve.context import _get_global_client
+
+    options = _get_global_client().http_config
+    return f"http://{options.host}:{options.port}"
+
+
 def node_processes(node: Any) -> dict[str, list[int]]:
     """The processes of one `ray._private.node.Node` by kind (`raylet`, `gcs_server`, ...): their pids."""
     return {kind: [info.process.pid for info in infos] for kind, infos in node.all_processes.items()}
@@ -98,3 +106,13 @@ def dead_kinds(node: Any) -> list[str]:
 def token_is_on() -> bool:
     """Whether this process was told to authenticate to Ray."""
     return os.environ.get("RAY_AUTH_MODE") == "token"
+
+
+def driver_is_dead(job_id: str, timeout_s: float = 5) -> bool:
+    """Whether the GCS says that the driver of Ray job `job_id` (hex) has ended; False when it never heard of
+    it."""
+    check_version()
+    jobs = ray._private.worker.global_worker.gcs_client.get_all_job_info(
+        job_or_submission_id=job_id, skip_is_running_tasks_field=True, timeout=timeout_s
+    )
+    return any(job.job_id.hex() == job_id and job.is_dead for job in jobs.values())

@@ -1,4 +1,5 @@
-"""The flights endpoint: what a caller sends and gets, and the model that answers. The same feature code as training.
+"""The flights endpoint: what a caller sends and gets, and the model that answers. The same feature code as
+training.
 
 Used by serve_models.py (the job), load.py (the client) and the benchmark: one contract, three users.
 """
@@ -14,9 +15,10 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 from flights_features import EVENT, FlightFeatures
+from pydantic import Field
+
 from moorage.serve.batching import BatchLimits
 from moorage.serve.contract import Answer, Request
-from pydantic import Field
 
 Code = Annotated[str, Field(min_length=2, max_length=3, pattern="^[A-Z0-9]+$")]
 Clock = Annotated[int, Field(ge=0, le=2400, description="local time as HHMM")]
@@ -62,6 +64,7 @@ class FlightsPredictor:
     def __init__(self, artifact: Artifact) -> None:
         import flights_model
         import torch
+
         from moorage.runtime.registry.sealed import Damaged, verify
 
         torch.set_num_threads(1)  # replicas share the machine: more threads only fight
