@@ -1,0 +1,58 @@
+"""What every test stands on.
+
+Tests import helpers by name (`from waiting import until`): the folder is not a package and never on
+`sys.path`, where it and the root folders could shadow what they are named after.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+
+class Helpers(importlib.abc.MetaPathFinder):
+    """Finds `waiting` and its like as tests/<name>.py, after every other finder: it shadows nothing."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        source = TESTS / f"{fullname}.py"
+        return importlib.util.spec_from_file_location(fullname, source) if source.is_file() else None
+
+
+sys.meta_path.append(Helpers())
+
+# What our own commands run under must not reach the users' jobs that tests start (their scripts import siblings),
+# and what the machine's owner has set up for a pool of theirs must not reach the tests.
+for inherited in (
+    "PYTHONSAFEPATH",
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+    "MOORAGE_HOME",
+    "MOORAGE_URL",
+    "MOORAGE_TOKEN",
+    "MOORAGE_LEASE",
+    "MOORAGE_JOB_ID",
+    "MOORAGE_DATA",
+):
+    os.environ.pop(inherited, None)
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the tree under test."""
+    return ROOT
