@@ -102,7 +102,7 @@ def build(inputs: list[Source], output: Path, fingerprint: str, digests: dict[st
     """Reads, checks, joins, writes and commits."""
     checked = {}
     for source in inputs:
-        checked[source.name] = c = pipeline.read_checked(source)
+        checked[source.name] = c = pipeline.read_checked(source, blocks=6 if source.name == VIEW else 1)
         say("checked", source=source.name, rows=c.rows_in, quarantined=c.quarantined)
     good = {name: c.good_rows() for name, c in checked.items()}
     features, histories = flights_state.fit(good["flights"], good["weather"], good["planes"], good["airports"])

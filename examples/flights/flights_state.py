@@ -24,6 +24,8 @@ from flights_features import (
 )
 from flights_schema import DAY, Minutes, clock_minutes, departure_minutes
 
+from numpy.typing import NDArray
+
 from moorage.runtime.features.clock import utc_offsets
 from moorage.runtime.features.history import Vocabulary, floats, ints
 
@@ -40,7 +42,7 @@ def weather_state(weather: pa.Table) -> pa.Table:
     return weather.select(["origin", *WEATHER]).append_column("known", pa.array(stamp + HOUR))
 
 
-def arrival_minutes(flights: pa.Table, zones: dict[str, str]) -> tuple[Minutes, np.ndarray]:
+def arrival_minutes(flights: pa.Table, zones: dict[str, str]) -> tuple[Minutes, NDArray[np.bool_]]:
     """(instant of arrival in UTC minutes, whether it is certain) of flights; rows that did not land are not certain.
 
     The file gives the arrival as a local clock reading at the destination: it is the first such reading after the actual
@@ -65,9 +67,14 @@ def ints_or(table: pa.Table, name: str, default: int = 0) -> Minutes:
     return table[name].fill_null(default).to_numpy().astype(np.int64)
 
 
-def _history(flights: pa.Table, known: Minutes, delay: Minutes, keep: np.ndarray) -> pa.Table:
+def _history(flights: pa.Table, happened: Minutes, delay: Minutes, keep: NDArray[np.bool_]) -> pa.Table:
+    """Events with `known`: when it happened, but not before the flight's own scheduled departure.
+
+    More than half of the flights leave a few minutes early: without the second half a flight would see its own departure.
+    """
+    scheduled, _ = departure_minutes(flights)
     rows = flights.select(EVENT_COLUMNS)
-    rows = rows.append_column("known", pa.array(known))
+    rows = rows.append_column("known", pa.array(np.maximum(happened, scheduled)))
     rows = rows.append_column("delay", pa.array(np.clip(delay, *CLIP)))
     rows = rows.append_column("late", pa.array((delay > LATE_MINUTES).astype(np.int64)))
     return rows.filter(pa.array(keep)).sort_by("known")
@@ -122,7 +129,7 @@ def _constants(flights: pa.Table, state: dict[str, pa.Table]) -> dict[str, Any]:
     }
 
 
-def _median(values: np.ndarray) -> float:
+def _median(values: NDArray[np.float64]) -> float:
     return float(np.nanmedian(values))
 
 

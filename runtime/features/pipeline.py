@@ -95,18 +95,21 @@ def checked_blocks(source: Source, rows: int) -> Iterator[pa.Table]:
         yield source.schema.check(table.slice(offset, rows).combine_chunks(), where=source.path)
 
 
-def read_checked(source: Source, *, rows_per_block: int = 50_000) -> Checked:
-    """Reads and checks one source; its blocks stay in the object store. Raises DataError naming the file."""
+def read_checked(source: Source, *, blocks: int = 1, rows_per_block: int = 50_000) -> Checked:
+    """Reads and checks one source; its blocks stay in the object store. Raises DataError naming the file.
+
+    `blocks` is how many the next step may work on at once.
+    """
     with explained():
-        blocks = ray.data.read_datasource(CheckedSource(source, rows_per_block), override_num_blocks=1).materialize()
+        dataset = ray.data.read_datasource(CheckedSource(source, rows_per_block), override_num_blocks=blocks).materialize()
         rows_in, reasons = 0, dict[str, int]()
-        for block in tables(blocks):
+        for block in tables(dataset):
             rows_in += block.num_rows
             for reason in block[REASON].drop_null().to_pylist():
                 reasons[reason] = reasons.get(reason, 0) + 1
     bad = sum(reasons.values())
     return Checked(
-        source=source, blocks=blocks, rows_in=rows_in, good=rows_in - bad, quarantined=bad, reasons=reasons
+        source=source, blocks=dataset, rows_in=rows_in, good=rows_in - bad, quarantined=bad, reasons=reasons
     )
 
 
