@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from logging.handlers import RotatingFileHandler
@@ -14,7 +15,6 @@ from moorage.runtime.frontdoor.context import CONTEXT, Context
 from moorage.runtime.frontdoor.middleware import LAYERS, access
 from moorage.runtime.frontdoor.settings import Settings
 from moorage.runtime.frontdoor.spool import Spool
-from moorage.runtime.frontdoor.tail import cut
 from moorage.runtime.frontdoor.upstream import Upstream
 
 
@@ -52,8 +52,9 @@ async def _running(app: web.Application) -> AsyncIterator[None]:
 
 async def _cut_followers(app: web.Application) -> None:
     """aiohttp would close them with 1001, which the stock client takes for the job's end."""
-    for request in list(app[CONTEXT].followers):
-        cut(request)
+    for transport in list(app[CONTEXT].followers):
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
 
 
 def _access_handler(settings: Settings) -> logging.Handler:

@@ -24,7 +24,8 @@ WAIT_THREADS = 256
 
 @dataclass(slots=True)
 class Context:
-    """One per application. `followers` are the open tail websockets' requests, cut when the server stops."""
+    """One per application. `followers` are the connections of open tail websockets,
+    cut when the server stops."""
 
     control: Control
     spool: Spool
@@ -35,7 +36,7 @@ class Context:
     )
     waits: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WAIT_THREADS, "lease-wait"))
     log_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
-    followers: set[web.BaseRequest] = field(default_factory=set)
+    followers: set[asyncio.BaseTransport] = field(default_factory=set)
 
     async def call(self, function: Callable[..., T], *args: Any, **named: Any) -> T:
         """Run a synchronous control-plane call on a worker thread: the loop never waits for the database."""
@@ -47,7 +48,7 @@ class Context:
 
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
-_CALLER = "moorage.caller"
+_CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 
 
 def context(request: web.BaseRequest) -> Context:
@@ -57,8 +58,7 @@ def context(request: web.BaseRequest) -> Context:
 
 def caller(request: web.BaseRequest) -> Caller:
     """Set by the authentication layer; a handler that asks without one is a bug."""
-    found: Caller = request[_CALLER]
-    return found
+    return request[_CALLER]
 
 
 def set_caller(request: web.BaseRequest, who: Caller) -> None:
@@ -68,4 +68,4 @@ def set_caller(request: web.BaseRequest, who: Caller) -> None:
 def principal(request: web.BaseRequest) -> str:
     """For logs: who asked, or "-" before authentication."""
     found = request.get(_CALLER)
-    return found.principal if isinstance(found, Caller) else "-"
+    return "-" if found is None else found.principal

@@ -129,9 +129,14 @@ async def _forward(ours: Context, request: web.Request, view: EndpointView) -> w
         if answer.content_length is not None and "Content-Encoding" not in answer.headers:
             response.content_length = answer.content_length
         await response.prepare(request)
-        async for chunk in answer.content.iter_any():
-            await response.write(chunk)
-        await response.write_eof()
+        try:
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
+            await response.write_eof()
+        except (aiohttp.ClientError, OSError):
+            # The status line is out: the only honest sign of a body that broke off is a cut connection.
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
 

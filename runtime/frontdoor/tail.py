@@ -37,7 +37,10 @@ async def follow(request: web.Request) -> web.StreamResponse:
     await ours.call(ours.control.job, who, job_id)
     socket = web.WebSocketResponse(heartbeat=30.0, compress=False)
     await socket.prepare(request)
-    ours.followers.add(request)
+    transport = request.transport
+    if transport is None:
+        return socket
+    ours.followers.add(transport)
     gone = asyncio.create_task(_until_client_leaves(socket))
     told = asyncio.create_task(Follower(ours, who, job_id, socket.send_str).run())
     try:
@@ -49,18 +52,12 @@ async def follow(request: web.Request) -> web.StreamResponse:
         if told.done() and not isinstance(told.exception(), ConnectionError):
             log.error("follow of %s failed", job_id, exc_info=told.exception())
     finally:
-        ours.followers.discard(request)
+        ours.followers.discard(transport)
         await _stop(told)
         await _stop(gone)
         if not socket.closed:
-            cut(request)
+            transport.abort()
     return socket
-
-
-def cut(request: web.BaseRequest) -> None:
-    """Drop the TCP connection without a closing handshake: the client sees 1006."""
-    if request.transport is not None:
-        request.transport.abort()
 
 
 async def _until_client_leaves(socket: web.WebSocketResponse) -> None:

@@ -1,0 +1,334 @@
+"""For the front door's own tests: a control plane in memory and a dashboard that serves scripted logs.
+
+They stand in where a test needs a state at an exact moment (an attempt that is cut mid-line, a reason that
+changes); tests/ray has the same paths over the real control plane and real raylets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from moorage.errors import Conflict, Forbidden, InvalidRequest, LeaseTimeout, NotFound, Unauthenticated
+from moorage.runtime.control import api
+from moorage.runtime.frontdoor.app import create_app
+from moorage.runtime.frontdoor.settings import Settings
+
+CALLERS = {
+    "ops-token": api.Caller(principal="ops", kind="team", team="ops", teams=frozenset({"ops"})),
+    "research-token": api.Caller(
+        principal="research", kind="team", team="research", teams=frozenset({"research"})
+    ),
+    "admin-token": api.Caller(principal="admin", kind="admin", team="", teams=frozenset({"ops", "research"})),
+}
+RAY_TOKEN = "the-ray-token-of-the-pool"
+
+
+class MemoryControl:
+    """The facade over dictionaries. Tests move jobs with `to`; nothing happens by itself."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, api.JobView] = {}
+        self.tries: dict[str, list[api.AttemptView]] = {}
+        self.headers: dict[str, dict[str, str]] = {}
+        self.held: dict[str, api.SubleaseView] = {}
+        self.published: dict[str, api.EndpointView] = {}
+        self.asked: list[api.GrowAsk] = []
+        self.grant = threading.Event()
+        self.authenticated = 0
+        self._ids = itertools.count(1)
+
+    # what a test does to a job
+    def to(self, job_id: str, state: str, message: str = "", exit_code: int | None = None) -> None:
+        self.views[job_id] = replace(
+            self.views[job_id],
+            state=state,
+            ray_status=api.ray_status(state),
+            message=message,
+            driver_exit_code=exit_code,
+            ended_ns=time.time_ns() if state in api.FINAL else None,
+            started_ns=self.views[job_id].started_ns or (time.time_ns() if state == api.RUNNING else None),
+        )
+
+    def attempt(self, job_id: str) -> str:
+        number = len(self.tries[job_id]) + 1
+        self.tries[job_id].append(
+            api.AttemptView(
+                attempt=number,
+                submission_id=f"{job_id}-{number}",
+                state=api.RUNNING,
+                started_ns=time.time_ns(),
+                ended_ns=None,
+                message="",
+            )
+        )
+        return f"{job_id}-{number}"
+
+    def end_attempt(self, job_id: str) -> None:
+        self.tries[job_id][-1] = replace(self.tries[job_id][-1], ended_ns=time.time_ns())
+
+    # the facade
+    def authenticate(self, bearer: str | None) -> api.Caller:
+        self.authenticated += 1
+        if bearer not in CALLERS:
+            raise Unauthenticated("This token is not known")
+        return CALLERS[bearer]
+
+    def check_submission(
+        self, caller: api.Caller, metadata: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> str:
+        named = {k.lower(): v for k, v in (headers or {}).items()}.get("moorage-team") or metadata.get("team")
+        if named and not caller.may_see(named):
+            raise Forbidden(f"{caller.principal} may not submit for team {named!r}")
+        if "worker" in metadata:
+            raise InvalidRequest("metadata key 'worker' is not known", why="did you mean 'workers'?")
+        return named or caller.team
+
+    def submit(
+        self,
+        caller: api.Caller,
+        submission: api.Submission,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        team = self.check_submission(caller, submission.metadata, headers)
+        job_id = submission.submission_id or f"job_{next(self._ids)}"
+        if job_id in self.views:
+            if self.views[job_id].submission == submission:
+                return job_id
+            raise Conflict(f"Job {job_id} exists with other content")
+        self.headers[job_id] = dict(headers or {})
+        self.tries[job_id] = []
+        self.views[job_id] = api.JobView(
+            job_id=job_id,
+            team=team,
+            state=api.PENDING,
+            ray_status="PENDING",
+            message=f"team {team} uses 4 of 4 GPUs; waits for 2",
+            submission=submission,
+            created_ns=time.time_ns(),
+            started_ns=None,
+            ended_ns=None,
+            attempt=0,
+            lease=None,
+            driver_exit_code=None,
+        )
+        return job_id
+
+    def job(self, caller: api.Caller, job_id: str) -> api.JobView:
+        view = self.views.get(job_id)
+        if view is None or not caller.may_see(view.team):
+            raise NotFound(f"No job {job_id!r}")
+        return view
+
+    def jobs(self, caller: api.Caller) -> list[api.JobView]:
+        return [view for view in reversed(self.views.values()) if caller.may_see(view.team)]
+
+    def stop(self, caller: api.Caller, job_id: str) -> bool:
+        if self.job(caller, job_id).final:
+            return False
+        self.to(job_id, api.STOPPED, "stopped by its owner")
+        return True
+
+    def delete(self, caller: api.Caller, job_id: str) -> bool:
+        if not self.job(caller, job_id).final:
+            raise Conflict(f"Job {job_id} has not ended", todo="stop it first")
+        del self.views[job_id]
+        return True
+
+    def attempts(self, job_id: str) -> list[api.AttemptView]:
+        return list(self.tries[job_id])
+
+    def status(self, caller: api.Caller) -> dict[str, Any]:
+        return {"nodes": [], "queue": [], "teams": [], "caller": caller.principal}
+
+    def events(
+        self, caller: api.Caller, after: int = 0, limit: int = 100, job_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        everything = [{"seq": n, "job_id": job_id} for n in range(1, 8)]
+        return [one for one in everything if one["seq"] > after][:limit]
+
+    def grow(self, caller: api.Caller, ask: api.GrowAsk) -> api.SubleaseView:
+        self.asked.append(ask)
+        if not self.grant.wait(ask.timeout_s):
+            raise LeaseTimeout(
+                "No lease was granted", why="team ops uses 4 of 4 GPUs", todo="wait or ask for less"
+            )
+        worker = {
+            "node": "node-0",
+            "ray_node_id": "ab" * 28,
+            "devices": [1],
+            "milli_gpu": ask.milli_gpu,
+            "gpu_mib": ask.gpu_mib,
+            "milli_cpu": ask.milli_cpu,
+        }
+        lease = {
+            "lease_id": f"sub-{len(self.asked)}",
+            "epoch": 3,
+            "head": None,
+            "workers": [worker] * ask.workers,
+        }
+        view = api.SubleaseView(
+            lease_id=lease["lease_id"], job_id=ask.job_id or "job_1", team=caller.team, epoch=3, lease=lease
+        )
+        self.held[view.lease_id] = view
+        return view
+
+    def release_sublease(self, caller: api.Caller, lease_id: str) -> bool:
+        return self.held.pop(lease_id, None) is not None
+
+    def publish_endpoint(
+        self, caller: api.Caller, name: str, app: str, route: str, job_id: str | None = None
+    ) -> api.EndpointView:
+        view = api.EndpointView(
+            name=name, app=app, route=route, team=caller.team, job_id=job_id or "", created_ns=1, live=True
+        )
+        self.published[name] = view
+        return view
+
+    def endpoint(self, name: str) -> api.EndpointView:
+        if name not in self.published:
+            raise NotFound(f"No endpoint {name!r}")
+        return self.published[name]
+
+    def endpoints(self, caller: api.Caller) -> list[api.EndpointView]:
+        return [one for one in self.published.values() if caller.may_see(one.team)]
+
+    def cost(self, caller: api.Caller) -> dict[str, Any]:
+        return {"teams": [], "jobs": []}
+
+    def health(self) -> dict[str, Any]:
+        return {"ok": True, "ray": "reachable", "tick_age_ms": 5, "pending": 0, "running": 0}
+
+    def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        return {
+            "moorage_jobs": {(("state", "PENDING"),): 2.0, (("state", "RUNNING"),): 1.0},
+            "moorage_leased_gpu_seconds_total": {(("team", "ops"),): 12.5},
+        }
+
+
+@dataclass
+class Script:
+    """One attempt's log. `break_after` cuts the live tail (once) after so many characters; `give_up` closes it
+    cleanly there for good, as Ray does at a line over its frame limit."""
+
+    data: bytes = b""
+    ended: bool = False
+    break_after: int | None = None
+    give_up: bool = False
+    tails: int = 0
+
+
+@dataclass
+class ScriptedDashboard:
+    """Ray's dashboard, as much of it as the front door reads."""
+
+    scripts: dict[str, Script] = field(default_factory=dict)
+    refused: int = 0
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/api/version", self._version)
+        app.router.add_get("/api/jobs/{id}", self._details)
+        app.router.add_get("/api/v0/logs/file", self._file)
+        app.router.add_get("/api/jobs/{id}/logs/tail", self._tail)
+        return app
+
+    def _check(self, request: web.Request) -> None:
+        if request.headers.get("Authorization") != f"Bearer {RAY_TOKEN}":
+            self.refused += 1
+            raise web.HTTPUnauthorized
+
+    async def _version(self, request: web.Request) -> web.Response:
+        self._check(request)
+        return web.json_response(
+            {"version": "4", "ray_version": "2.60.0", "ray_commit": "abc", "session_name": "session_1"}
+        )
+
+    async def _details(self, request: web.Request) -> web.Response:
+        self._check(request)
+        if request.match_info["id"] not in self.scripts:
+            raise web.HTTPNotFound
+        return web.json_response({"driver_node_id": "ab" * 28})
+
+    async def _file(self, request: web.Request) -> web.Response:
+        self._check(request)
+        name = request.query["filename"].removeprefix("job-driver-").removesuffix(".log")
+        data = self.scripts[name].data
+        if request.query["lines"] != "-1":
+            data = b"".join(data.splitlines(keepends=True)[-int(request.query["lines"]) :])
+        return web.Response(body=data)
+
+    async def _tail(self, request: web.Request) -> web.StreamResponse:
+        self._check(request)
+        script = self.scripts.get(request.match_info["id"])
+        if script is None:
+            raise web.HTTPNotFound
+        script.tails += 1
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        at = 0
+        while not script.ended or at < len(script.data):
+            until = (
+                len(script.data) if script.break_after is None else min(len(script.data), script.break_after)
+            )
+            for line in script.data[at:until].splitlines(keepends=True):
+                await socket.send_str(line.decode())
+            at = max(at, until)
+            if script.break_after is not None and at >= script.break_after:
+                if script.give_up:
+                    return socket
+                script.break_after = None
+                assert request.transport is not None
+                request.transport.abort()
+                return socket
+            await asyncio.sleep(0.01)
+        return socket
+
+
+@dataclass
+class World:
+    """A front door on a real loopback socket, its control plane, its dashboard."""
+
+    client: TestClient[Any, Any]
+    control: MemoryControl
+    dashboard: ScriptedDashboard
+    settings: Settings
+
+    @property
+    def url(self) -> str:
+        return str(self.client.make_url("/")).rstrip("/")
+
+    def as_(self, who: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {who}-token"}
+
+    async def submit(self, who: str = "ops", **body: Any) -> str:
+        answer = await self.client.post(
+            "/api/jobs/", json={"entrypoint": "python train.py", **body}, headers=self.as_(who)
+        )
+        assert answer.status == 200, await answer.text()
+        return str((await answer.json())["submission_id"])
+
+
+@asynccontextmanager
+async def world(home: Path, **settings: Any) -> AsyncIterator[World]:
+    """A running `World` with its files in `home`."""
+    control, dashboard = MemoryControl(), ScriptedDashboard()
+    (home / "ray.token").write_text(RAY_TOKEN)
+    async with TestServer(dashboard.app()) as upstream:
+        (home / "pool.json").write_text(json.dumps({"dashboard": str(upstream.make_url("")).rstrip("/")}))
+        chosen = Settings(home=home, **{"poll_s": 0.02, **settings})
+        server = TestServer(create_app(control, None, chosen))
+        async with TestClient(server) as client:
+            yield World(client, control, dashboard, chosen)
