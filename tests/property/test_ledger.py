@@ -36,7 +36,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.pending: list[JobRequest] = []
         self.count = 0
         for name in TEAMS:
-            self.apply(TeamSet(TeamSpec(name=name, quota=(("*", 2000),))))
+            self.apply(
+                TeamSet(TeamSpec(name=name, quota=(("*", 2000),), limit=(("*", 3000),), lend=(("*", 500),)))
+            )
+        for name in ("n0", "n1"):
+            self.apply(
+                NodeUp(NodeSpec(name=name, gpu_model="A", devices=4, device_mib=24000, milli_cpu=8000))
+            )
 
     def apply(self, event: object) -> None:
         step(self.ledger, event)  # type: ignore[arg-type]
@@ -184,5 +190,5 @@ class PoolMachine(RuleBasedStateMachine):
             assert use.allowance >= 0
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestPool = PoolMachine.TestCase
