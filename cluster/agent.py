@@ -37,6 +37,7 @@ LOG = logging.getLogger("moorage.cluster.agent")
 NAMESPACE = "moorage"
 ANSWER_WITHIN_S = 5.0
 GIVE_UP_AFTER_S = 20.0
+CLUSTER_WITHIN_S = 120.0
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 HEAD_RESOURCE = "node:__internal_head__"
 MIB = 1024 * 1024
@@ -119,6 +120,8 @@ class Agent:
     def _start_serve(self) -> None:
         from ray import serve
 
+        from moorage.cluster import rayapi
+
         if self._serve_port is None:
             self._serve = {"state": "failed", "url": "", "error": "no --serve-port was given"}
             return
@@ -128,7 +131,7 @@ class Agent:
                 http_options={"host": "127.0.0.1", "port": self._serve_port},
                 logging_config={"enable_access_log": False},
             )
-            self._serve = {"state": "running", "url": f"http://127.0.0.1:{self._serve_port}", "error": ""}
+            self._serve = {"state": "running", "url": rayapi.serve_url(), "error": ""}
             LOG.info("Serve answers at %s", self._serve["url"])
         except Exception as error:
             LOG.exception("Serve did not start")
@@ -201,6 +204,17 @@ class Agent:
             await runner.cleanup()
 
 
+def _await_address(paths: ClusterPaths) -> str:
+    """The GCS of the cluster that is being started beside us; "" when it does not come."""
+    deadline = time.monotonic() + CLUSTER_WITHIN_S
+    while time.monotonic() < deadline:
+        address = str((read_json(paths.ray_json) or {}).get("ray_address") or "")
+        if address:
+            return address
+        time.sleep(0.1)
+    return ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m moorage.cluster.agent")
     parser.add_argument("--home", type=Path, required=True)
@@ -209,7 +223,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     paths = ClusterPaths(options.home)
-    address = options.address or (read_json(paths.ray_json) or {}).get("ray_address")
+    import ray  # noqa: F401 - takes seconds, and the raylets are starting meanwhile
+
+    address = options.address or _await_address(paths)
     if not address:
         LOG.error("no --address, and no cluster has written %s", paths.ray_json.name)
         return 2

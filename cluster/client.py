@@ -204,7 +204,8 @@ def _observed_job(raw: dict[str, Any]) -> ObservedJob:
     return ObservedJob(
         submission_id=raw["submission_id"],
         status=raw["status"],
-        message=raw.get("message") or "",
+        # A job that could not start carries a traceback; its first sentence already quotes the error.
+        message=(raw.get("message") or "").partition(" Full traceback:")[0],
         start_ms=raw.get("start_time"),
         end_ms=raw.get("end_time"),
         driver_exit_code=raw.get("driver_exit_code"),

@@ -16,7 +16,7 @@ from typing import Any
 MAX_SOCKET_PATH = 107
 """Bytes in `sockaddr_un.sun_path` less the final zero (unix(7))."""
 
-_RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_99")
+_RAY_SOCKET_TAIL = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.99")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,16 @@ class ClusterPaths:
         if len(os.fsencode(inside)) + _RAY_SOCKET_TAIL <= MAX_SOCKET_PATH:
             return inside
         digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:10]
-        return Path(tempfile.gettempdir()) / f"moorage-{os.getuid()}-{digest}"
+        return Path(tempfile.gettempdir()) / f"moorage-{os.getuid()}-{digest}" / "ray"
 
     def make(self) -> None:
-        """Create the folders, for their owner only."""
-        for folder in (self.root, self.logs, self.ray_temp):
+        """Create the folders, for their owner only. Ray opens its own folder to everyone: its parent does not."""
+        for folder in (self.root, self.logs, self.ray_temp.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if folder.stat().st_uid != os.getuid():
                 raise PermissionError(f"{folder} belongs to another user")
             folder.chmod(0o700)
+        self.ray_temp.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_private(path: Path, text: str) -> None:

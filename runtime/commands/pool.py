@@ -39,6 +39,7 @@ JSON_OPTION = click.option(
 @click.option(
     "--wait", "ready_within_s", default=180.0, show_default=True, help="Seconds to wait until ready."
 )
+@click.option("--control", default="moorage.runtime.control", hidden=True, help="The control plane's module.")
 @JSON_OPTION
 def up(home: Path | None, as_json: bool, **options: Any) -> None:
     """Start a pool on this machine, or beside an existing Ray cluster."""

@@ -12,11 +12,22 @@ from collections.abc import Iterable, Mapping
 
 from moorage.cluster.paths import ClusterPaths
 
-_NAMES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM", "VIRTUAL_ENV")
+_NAMES = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "TERM",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+)
 _PREFIXES = (
     "LC_",
     "LD_LIBRARY_",
-    "PYTHON",
     "RAY_",
     "OMP_",
     "MKL_",

@@ -134,8 +134,7 @@ class Supervisor:
     def _start_due(self) -> None:
         now = time.monotonic()
         for child in self._children.values():
-            waits_for_ray = child.name == "agent" and "ray" in self._children and not self._ray()
-            if child.identity is None and now >= child.next_start and not waits_for_ray:
+            if child.identity is None and now >= child.next_start:
                 self._start(child)
 
     def _start(self, child: Child) -> None:

@@ -261,8 +261,6 @@ def _step(record: PoolRecord | None) -> str:
         return "starting the supervisor"
     if not record.dashboard:
         return "joining Ray" if record.joined else "starting Ray nodes"
-    if record.process("agent") is None:
-        return "connecting to Ray"
     return "waiting for the front door"
 
 
