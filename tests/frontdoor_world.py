@@ -45,6 +45,7 @@ class MemoryControl:
         self.held: dict[str, api.SubleaseView] = {}
         self.published: dict[str, api.EndpointView] = {}
         self.asked: list[api.GrowAsk] = []
+        self.released: list[str] = []
         self.grant = threading.Event()
         self.authenticated = 0
         self._ids = itertools.count(1)
@@ -186,6 +187,7 @@ class MemoryControl:
         return view
 
     def release_sublease(self, caller: api.Caller, lease_id: str) -> bool:
+        self.released.append(lease_id)
         return self.held.pop(lease_id, None) is not None
 
     def publish_endpoint(

@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from moorage.errors import NotFound, TooLarge, Unavailable
+from moorage.errors import MoorageError, NotFound, TooLarge, Unavailable
 from moorage.runtime.control.api import EndpointView
 from moorage.runtime.frontdoor.context import Context, caller, context
 
@@ -38,6 +38,13 @@ _PAGE_LIMIT = 4 << 20
 _CHUNK = 64 * 1024
 
 
+class EndpointBroke(MoorageError):
+    """The application took the request and did not answer it: whether it did the work is not known."""
+
+    code = "endpoint-broke"
+    http_status = 502
+
+
 async def proxy(request: web.Request) -> web.StreamResponse:
     """Forward to Serve. 404 for a name the caller may not use, 503 with Retry-After when it is not up."""
     ours, who = context(request), caller(request)
@@ -55,6 +62,10 @@ async def proxy(request: web.Request) -> web.StreamResponse:
         return await _forward(ours, request, view)
     except aiohttp.ClientConnectorError as error:
         raise _not_up(view, "Ray Serve does not answer") from error
+    except (aiohttp.ClientError, TimeoutError) as error:
+        if isinstance(error.__cause__, TooLarge):
+            raise error.__cause__ from None
+        raise EndpointBroke(f"Endpoint {view.name!r} broke off", why=type(error).__name__) from error
 
 
 def _not_up(view: EndpointView, why: str) -> Unavailable:
