@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,11 @@ LAYERS = ("cluster", "configs", "kernels", "runtime", "scheduling", "serve", "tr
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def python(code: str, cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, cwd: Path, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run `code` in a fresh interpreter that imports moorage from this tree and nothing else of it."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     environment["PYTHONPATH"] = str(ROOT / "src")
-    command = [sys.executable, *options, "-c", code]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -135,6 +135,33 @@ def test_the_control_plane_loads_without_ray(tmp_path: Path) -> None:
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+@pytest.mark.packaging
+def test_the_pool_needs_no_extra(tmp_path: Path) -> None:
+    """`pip install moorage` without extras runs the pool's side: whatever else is installed here cannot be imported."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import lock\n"
+        "project = lock.tomllib.loads((lock.ROOT / 'pyproject.toml').read_text())['project']\n"
+        "core = {'moorage', *lock.closure(project, ())}\n"
+        "owners = lock.metadata.packages_distributions()\n"
+        "class OnlyCore:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        owned = {lock.canonicalize_name(n) for n in owners.get(name.partition('.')[0], ())}\n"
+        "        if owned and not owned & core: raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, OnlyCore())\n"
+        "assert 'scikit-learn' not in core\n"
+        "for name in ('control', 'frontdoor', 'pool', 'commands'):\n"
+        "    root = importlib.import_module('moorage.runtime.' + name)\n"
+        "    for found in pkgutil.walk_packages(root.__path__, root.__name__ + '.'):\n"
+        "        if '__main__' in found.name or '.migrations.' in found.name: continue\n"
+        "        importlib.import_module(found.name)\n"
+        "import moorage.cli\n"
+    )
+    done = python(code, tmp_path, arguments=[str(ROOT / ".ci")])
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_core_draws_no_numbers_and_touches_nothing() -> None:
