@@ -1,0 +1,188 @@
+"""The in-memory side of the state: the ledger, what waits, why. Rebuilt from the store, changed only after a commit.
+
+Every method expects the store's lock. A failed commit is answered by `reload`, so book and store cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from moorage.configs.job import JobAsk, Piece
+from moorage.configs.teams import ANY, Teams
+from moorage.runtime.control import records
+from moorage.runtime.control.api import PENDING
+from moorage.runtime.control.tables import jobs, leases, nodes, subleases
+from moorage.scheduling.ledger import Event, LeaseGranted, Ledger, NodeDown, NodeUp, TeamSet, step
+from moorage.scheduling.model import (
+    ANY_MODEL,
+    JobRequest,
+    Lease,
+    NodeSpec,
+    Reason,
+    Shape,
+    TeamSpec,
+)
+
+
+class Book:
+    """`ledger`: who holds what. `pending`: waiting jobs and subleases by id. `reasons`: why, from the last plan."""
+
+    def __init__(self, teams: Teams) -> None:
+        self.teams = teams
+        self.ledger = Ledger()
+        self.pending: dict[str, JobRequest] = {}
+        self.not_before: dict[str, int] = {}
+        """Control time before which a requeued job is not tried again."""
+        self.reasons: dict[str, Reason] = {}
+        self.ray_ids: dict[str, str] = {}
+        """Node name -> Ray's id of its present incarnation."""
+        self.dirty = True
+        """Something changed since the last plan."""
+
+    def reload(self, db: Connection) -> None:
+        """Build everything from the store."""
+        self.ledger = ledger_from(db, self.teams)
+        self.ray_ids = {row.name: row.ray_node_id for row in db.execute(select(nodes)).all()}
+        self.pending, self.not_before = {}, {}
+        for row in db.execute(select(jobs).where(jobs.c.state == PENDING)).all():
+            self.add_job(row)
+        for row in db.execute(select(subleases).where(subleases.c.state == "WAITING")).all():
+            self.add_sublease(row, priority=1000)
+        self.reasons = {key: reason for key, reason in self.reasons.items() if key in self.pending}
+        self.dirty = True
+
+    def apply(self, event: Event) -> None:
+        step(self.ledger, event)
+        self.dirty = True
+
+    def add_job(self, row: Row[Any]) -> None:
+        self.pending[row.id] = job_request(row)
+        self.not_before[row.id] = row.not_before_control_ns
+        self.dirty = True
+
+    def add_sublease(self, row: Row[Any], priority: int) -> None:
+        self.pending[row.id] = sublease_request(row, priority)
+        self.dirty = True
+
+    def drop(self, key: str) -> None:
+        """`key` no longer waits."""
+        if self.pending.pop(key, None) is not None:
+            self.dirty = True
+        self.not_before.pop(key, None)
+        self.reasons.pop(key, None)
+
+    def waiting(self, control_ns: int) -> tuple[JobRequest, ...]:
+        """What may be planned now."""
+        return tuple(r for key, r in self.pending.items() if self.not_before.get(key, 0) <= control_ns)
+
+
+def ledger_from(db: Connection, teams: Teams) -> Ledger:
+    """The ledger that the store describes."""
+    ledger = Ledger()
+    for spec in team_specs(teams):
+        step(ledger, TeamSet(spec))
+    rows = db.execute(select(nodes).order_by(nodes.c.name)).all()
+    for row in rows:
+        step(ledger, NodeUp(node_spec(row)))
+    for lease in records.held_leases(db):
+        _team_for(ledger, lease)
+        step(ledger, LeaseGranted(lease))
+    for row in rows:
+        if not row.alive:
+            step(ledger, NodeDown(row.name))
+    ledger.last_epoch = int(db.execute(select(func.max(leases.c.epoch))).scalar() or 0)
+    return ledger
+
+
+def _team_for(ledger: Ledger, lease: Lease) -> None:
+    """A team that left the file keeps what it holds and may take nothing more."""
+    if lease.team not in ledger.team_row:
+        step(ledger, TeamSet(TeamSpec(name=lease.team, limit=((ANY_MODEL, 0),))))
+
+
+def team_specs(teams: Teams) -> list[TeamSpec]:
+    """Parents before children."""
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        parent = teams.teams[name].parent
+        if parent and parent not in ordered:
+            visit(parent)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in teams.teams:
+        visit(name)
+    specs = []
+    for name in ordered:
+        team = teams.teams[name]
+        specs.append(
+            TeamSpec(
+                name=name,
+                parent=team.parent,
+                quota=_figures(team.quota),
+                limit=_figures(team.limit),
+                lend=_figures(team.lend),
+                borrow=_figures(team.borrow),
+                weight=team.weight,
+            )
+        )
+    return specs
+
+
+def _figures(amounts: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple((ANY_MODEL if model == ANY else model, amount) for model, amount in sorted(amounts.items()))
+
+
+def node_spec(row: Any) -> NodeSpec:
+    """From a row of `nodes` or an `ObservedNode`: the fields have the same names."""
+    return NodeSpec(
+        name=row.name,
+        gpu_model=row.gpu_model if row.devices else "",
+        devices=row.devices,
+        device_mib=row.device_mib,
+        milli_cpu=row.milli_cpu,
+        mib=row.mib,
+    )
+
+
+def shape(piece: Piece) -> Shape:
+    return Shape(milli_gpu=piece.milli_gpu, gpu_mib=piece.gpu_mib, milli_cpu=piece.milli_cpu, mib=piece.mib)
+
+
+def request_of(job_id: str, team: str, ask: JobAsk, submitted_ns: int) -> JobRequest:
+    """The planner's view of an ask; ValueError when the core cannot express it."""
+    return JobRequest(
+        job=job_id,
+        team=team,
+        submitted_ns=submitted_ns,
+        priority=ask.priority,
+        head=shape(ask.head),
+        worker=shape(ask.worker),
+        workers=ask.workers,
+        min_workers=ask.min_workers,
+        gpu_model=ask.gpu_model or ANY_MODEL,
+        preemptible=ask.preemptible,
+        max_runtime_ns=ask.max_runtime_ns or 0,
+    )
+
+
+def job_request(row: Row[Any]) -> JobRequest:
+    return request_of(row.id, row.team, JobAsk.model_validate(row.ask), row.created_control_ns)
+
+
+def sublease_request(row: Row[Any], priority: int) -> JobRequest:
+    ask = row.ask
+    return JobRequest(
+        job=row.id,
+        team=row.team,
+        submitted_ns=row.created_control_ns,
+        priority=priority,
+        worker=Shape(milli_gpu=ask["milli_gpu"], gpu_mib=ask["gpu_mib"], milli_cpu=ask["milli_cpu"]),
+        workers=ask["workers"],
+        min_workers=ask["workers"],
+        parent=row.job_id,
+    )

@@ -1,0 +1,83 @@
+"""What the parts of the control plane share: the store, the book, the settings, and how a change is made.
+
+`Core.change()` is the only way to write: one transaction under the store's lock, book updated after the commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from moorage.configs.pool import PoolSettings
+from moorage.runtime.control import failpoints
+from moorage.runtime.control.book import Book
+from moorage.runtime.control.clock import Now
+from moorage.runtime.control.store import Store
+from moorage.scheduling.ledger import LeaseReleased
+from moorage.scheduling.model import DeviceRule
+
+
+@dataclass(slots=True)
+class Change:
+    """One open transaction. `after` runs on the book once it is durable."""
+
+    db: Connection
+    now: Now
+    after: list[Callable[[], None]] = field(default_factory=list)
+    touched_book: bool = False
+    """The book was changed before the commit: a failure must reload it."""
+
+
+@dataclass(slots=True)
+class Core:
+    """Shared by the facade (many threads) and the loop (one)."""
+
+    store: Store
+    book: Book
+    settings: PoolSettings
+    device_rule: DeviceRule
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    """Notified after every change: `grow` waits on it."""
+    wake: threading.Event = field(default_factory=threading.Event)
+    """Set when the loop has something to do before its next tick."""
+    generation: int = 0
+
+    @contextmanager
+    def change(self, failpoint: str = "") -> Iterator[Change]:
+        """One transaction; `failpoint` names a pair `<failpoint>.before-commit` and `.after-commit`."""
+        with self.store.lock:
+            change: Change | None = None
+            try:
+                with self.store.write() as db:
+                    change = Change(db, self.store.clock.now())
+                    yield change
+                    if failpoint:
+                        failpoints.hit(f"{failpoint}.before-commit")
+                if failpoint:
+                    failpoints.hit(f"{failpoint}.after-commit")
+                change.touched_book = change.touched_book or bool(change.after)
+                for act in change.after:
+                    act()
+            except BaseException:
+                if change is not None and change.touched_book:
+                    self.reload()
+                raise
+        self.notify()
+
+    def reload(self) -> None:
+        with self.store.lock, self.store.read() as db:
+            self.book.reload(db)
+
+    def notify(self) -> None:
+        with self.changed:
+            self.generation += 1
+            self.changed.notify_all()
+
+    def freed(self, change: Change, released: list[tuple[str, int]]) -> None:
+        """Take released leases out of the ledger after the commit."""
+        for lease_id, epoch in released:
+            change.after.append(lambda a=lease_id, b=epoch: self.book.apply(LeaseReleased(a, b)))  # type: ignore[misc]

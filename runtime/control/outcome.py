@@ -1,0 +1,51 @@
+"""What the end of an attempt on Ray means for its job. Pure.
+
+A user's error (its exit code, its environment) fails the job; what the infrastructure did is tried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+USER_STOP, MAX_RUNTIME, NODE_LOST, PREEMPT = "user", "max_runtime", "node_lost", "preempt"
+
+_USERS_OWN = ("entrypoint command failed", "runtime_env setup failed", "runtime environment", "exit code")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`kind`: succeeded, failed, stopped (final); lost (infrastructure), retry (user's error, asked to repeat)."""
+
+    kind: str
+    reason: str
+    message: str
+
+
+def judge(
+    status: str, message: str, exit_code: int | None, stop_reason: str, failures_left: int = 0
+) -> Outcome:
+    """The outcome of an ended attempt: `status` is Ray's SUCCEEDED, FAILED or STOPPED.
+
+    `failures_left` is how many more times the user asked a failing entrypoint to be run (max_attempts).
+    """
+    if status == "SUCCEEDED":
+        return Outcome(kind="succeeded", reason="observed-succeeded", message=message)
+    if stop_reason in (NODE_LOST, PREEMPT):
+        return Outcome(kind="lost", reason="attempt-lost", message=f"attempt taken back: {stop_reason}")
+    if stop_reason == MAX_RUNTIME:
+        return Outcome(
+            kind="failed", reason="max-runtime", message="stopped: it ran longer than its max_runtime"
+        )
+    if status == "STOPPED" and stop_reason == USER_STOP:
+        return Outcome(kind="stopped", reason="stopped-by-user", message="stopped by its user")
+    if status == "STOPPED":
+        return Outcome(kind="stopped", reason="stopped-on-ray", message="stopped on Ray, not through Moorage")
+    if stop_reason == USER_STOP:
+        return Outcome(
+            kind="stopped", reason="stopped-by-user", message=f"stopped by its user; Ray: {message}"
+        )
+    if exit_code is None and not any(mark in message.lower() for mark in _USERS_OWN):
+        return Outcome(kind="lost", reason="attempt-lost", message=message)
+    if failures_left > 0:
+        return Outcome(kind="retry", reason="attempt-failed", message=message)
+    return Outcome(kind="failed", reason="observed-failed", message=message)

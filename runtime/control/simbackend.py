@@ -1,0 +1,255 @@
+"""A simulated pool behind the same `Backend` protocol: jobs with durations, an injectable clock, faults on request.
+
+What a job does is in its metadata: `sim.seconds` (how long), `sim.exit` (exit code). The pool books the GPUs of the
+lease that the launch carries and keeps an attempt PENDING until they are free, so over-commitment shows as a
+hang, as it would on Ray. With a journal file the "cluster" survives the death of the process that drives it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moorage.cluster import binding
+from moorage.cluster.backend import (
+    BackendUnavailable,
+    DeviceRule,
+    Launch,
+    LaunchRefused,
+    Observation,
+    ObservedJob,
+    ObservedNode,
+    digest,
+)
+from moorage.runtime.control.clock import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimNode:
+    """A simulated machine."""
+
+    name: str
+    devices: int = 4
+    gpu_model: str = "L4"
+    device_mib: int = 24576
+    milli_cpu: int = 8000
+    mib: int = 32768
+
+
+@dataclass(slots=True)
+class SimJob:
+    """One attempt. Times are wall nanoseconds; `exit_code` None at the end means the infrastructure lost it."""
+
+    submission_id: str
+    content: str
+    seconds: float
+    exit_code: int | None
+    need: dict[str, int]
+    launched_ns: int
+    running_ns: int | None = None
+    ended_ns: int | None = None
+    status: str = "PENDING"
+    message: str = ""
+
+
+class SimBackend:
+    """Thread-safe. Faults: set `unavailable`, `refuse`, `down` (node names), call `lose` or `kill`."""
+
+    def __init__(
+        self,
+        nodes: Iterable[SimNode],
+        clock: Clock,
+        *,
+        journal: Path | None = None,
+        start_s: float = 0.0,
+        free_lag_s: float = 0.0,
+        device_rule: DeviceRule = DeviceRule.RAYLET,
+    ) -> None:
+        self.nodes = tuple(nodes)
+        self.unavailable = False
+        self.refuse: set[str] = set()
+        self.down: set[str] = set()
+        self.incarnation: dict[str, int] = {}
+        self.jobs: dict[str, SimJob] = {}
+        self.launches: list[str] = []
+        """Every accepted start, in order: the record tests judge by."""
+        self._clock, self._rule = clock, device_rule
+        self._start_ns, self._lag_ns = int(start_s * 1e9), int(free_lag_s * 1e9)
+        self._lock = threading.Lock()
+        self._journal = journal
+        if journal is not None and journal.exists():
+            self._replay(journal.read_text(encoding="utf-8"))
+
+    @property
+    def device_rule(self) -> DeviceRule:
+        return self._rule
+
+    # -- the protocol
+
+    def observe(self) -> Observation:
+        with self._lock:
+            self._reach()
+            now = self._advance()
+            busy = self._busy(now)
+            return Observation(
+                at_ns=now,
+                nodes=tuple(self._node(node, busy.get(node.name, 0)) for node in self.nodes),
+                jobs=tuple(self._job(job) for job in self.jobs.values()),
+            )
+
+    def launch(self, launch: Launch) -> None:
+        with self._lock:
+            self._reach()
+            content = digest(launch)
+            known = self.jobs.get(launch.submission_id)
+            if known is not None:
+                if known.content != content:
+                    raise LaunchRefused(f"another job has the id {launch.submission_id}")
+                return
+            if launch.submission_id.rsplit("-", 1)[0] in self.refuse:
+                raise LaunchRefused("the simulated pool refuses this job", why="it was told to")
+            raw = launch.metadata.get("sim.exit", "0")
+            job = SimJob(
+                submission_id=launch.submission_id,
+                content=content,
+                seconds=float(launch.metadata.get("sim.seconds", "1")),
+                exit_code=None if raw == "lost" else int(raw),
+                need=_need(launch),
+                launched_ns=self._clock.now().wall_ns,
+            )
+            self._write({"op": "launch", **{name: getattr(job, name) for name in _KEPT}})
+            self.jobs[job.submission_id] = job
+            self.launches.append(job.submission_id)
+
+    def stop(self, submission_id: str) -> None:
+        with self._lock:
+            self._reach()
+            now = self._advance()
+            job = self.jobs.get(submission_id)
+            if job is not None and job.ended_ns is None:
+                self._write({"op": "stop", "submission_id": submission_id, "at_ns": now})
+                self._end(job, "STOPPED", now, "stopped")
+
+    def forget(self, submission_id: str) -> None:
+        with self._lock:
+            self._reach()
+            self.jobs.pop(submission_id, None)
+
+    # -- faults
+
+    def lose(self, submission_id: str) -> None:
+        """The record of an attempt vanishes, as after a cluster was replaced."""
+        with self._lock:
+            self.jobs.pop(submission_id)
+
+    def kill(self, submission_id: str, message: str = "Job supervisor actor died: the node died") -> None:
+        """The infrastructure takes an attempt."""
+        with self._lock:
+            job, now = self.jobs[submission_id], self._advance()
+            job.exit_code = None
+            self._end(job, "FAILED", now, message)
+
+    # -- inside
+
+    def _reach(self) -> None:
+        if self.unavailable:
+            raise BackendUnavailable("the simulated pool does not answer", why="it was told not to")
+
+    def _advance(self) -> int:
+        """Run the simulated time forward to now, attempt by attempt in start order."""
+        now = self._clock.now().wall_ns
+        for job in self.jobs.values():
+            if job.status == "PENDING" and now >= job.launched_ns + self._start_ns and self._fits(job, now):
+                job.status, job.running_ns = "RUNNING", max(job.launched_ns + self._start_ns, 0)
+            if job.status == "RUNNING" and job.running_ns is not None:
+                end = job.running_ns + int(job.seconds * 1e9)
+                if now >= end:
+                    code = job.exit_code
+                    text = f"Job entrypoint command failed with exit code {code}" if code else "done"
+                    if code is None:
+                        text = "Job supervisor actor died"
+                    self._end(job, "SUCCEEDED" if code == 0 else "FAILED", end, text)
+        return now
+
+    def _end(self, job: SimJob, status: str, at_ns: int, message: str) -> None:
+        job.status, job.ended_ns, job.message = status, at_ns, message
+
+    def _busy(self, now: int) -> dict[str, int]:
+        """Milli-GPU taken per node: of running attempts, and of ended ones for `free_lag_s`."""
+        taken: dict[str, int] = {}
+        for job in self.jobs.values():
+            lagging = job.ended_ns is not None and job.running_ns is not None and now < job.ended_ns + self._lag_ns
+            if job.status == "RUNNING" or lagging:
+                for node, amount in job.need.items():
+                    taken[node] = taken.get(node, 0) + amount
+        return taken
+
+    def _fits(self, job: SimJob, now: int) -> bool:
+        busy = self._busy(now)
+        total = {node.name: node.devices * 1000 for node in self.nodes if node.name not in self.down}
+        return all(busy.get(name, 0) + amount <= total.get(name, -1) for name, amount in job.need.items())
+
+    def _node(self, node: SimNode, busy: int) -> ObservedNode:
+        return ObservedNode(
+            name=node.name,
+            ray_node_id=f"ray-{node.name}-{self.incarnation.get(node.name, 0)}",
+            address="127.0.0.1",
+            alive=node.name not in self.down,
+            is_head=node is self.nodes[0],
+            gpu_model=node.gpu_model,
+            devices=node.devices,
+            device_mib=node.device_mib,
+            milli_cpu=node.milli_cpu,
+            mib=node.mib,
+            labels={binding.NODE_LABEL: node.name},
+            free_milli_gpu=max(0, node.devices * 1000 - busy),
+            free_milli_cpu=node.milli_cpu,
+        )
+
+    @staticmethod
+    def _job(job: SimJob) -> ObservedJob:
+        return ObservedJob(
+            submission_id=job.submission_id,
+            status=job.status,
+            message=job.message,
+            start_ms=job.launched_ns // 10**6,
+            end_ms=None if job.ended_ns is None else job.ended_ns // 10**6,
+            driver_exit_code=job.exit_code if job.status in ("SUCCEEDED", "FAILED") else None,
+        )
+
+    def _write(self, entry: dict[str, object]) -> None:
+        if self._journal is None:
+            return
+        with self._journal.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(entry) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+    def _replay(self, text: str) -> None:
+        for line in text.splitlines():
+            entry = json.loads(line)
+            if entry.pop("op") == "launch":
+                job = SimJob(**entry)
+                self.jobs[job.submission_id] = job
+                self.launches.append(job.submission_id)
+            elif (job_ := self.jobs.get(entry["submission_id"])) is not None:
+                self._end(job_, "STOPPED", entry["at_ns"], "stopped")
+
+
+_KEPT = ("submission_id", "content", "seconds", "exit_code", "need", "launched_ns")
+
+
+def _need(launch: Launch) -> dict[str, int]:
+    """Milli-GPU per node that the attempt takes: its workers' devices and its entrypoint's."""
+    text = launch.runtime_env["env_vars"][binding.LEASE_VARIABLE]
+    view = binding.decode(text)
+    need: dict[str, int] = {}
+    for worker in view.workers:
+        need[worker.node] = need.get(worker.node, 0) + worker.milli_gpu * len(worker.devices)
+    if view.head is not None and launch.entrypoint_num_gpus:
+        need[view.head.node] = need.get(view.head.node, 0) + int(launch.entrypoint_num_gpus * 1000)
+    return need
