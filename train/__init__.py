@@ -27,7 +27,6 @@ _LAZY = {
     "Peers": "loop",
     "train_steps": "loop",
     "StepLog": "steplog",
-    "evaluate": "evaluate",
 }
 
 __all__ = list(_LAZY)

@@ -173,14 +173,14 @@ def main() -> None:
     }
     say("train", job=job, attempt=attempt, data_version=version.name, deepspeed=args.deepspeed)
     began = time.monotonic()
-    fit(config, args, data, f"{job}-{attempt}")
+    fit(config, args)
     last = last_step(runs / "steps-rank0.jsonl") or {}
     track(config, runs, data)
     say("trained", step=last.get("step"), loss=last.get("loss"), seconds=round(time.monotonic() - began, 1),
         model=str(runs / "model"))
 
 
-def fit(config: dict[str, Any], args: argparse.Namespace, data: Path, name: str) -> None:
+def fit(config: dict[str, Any], args: argparse.Namespace) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -197,8 +197,9 @@ def fit(config: dict[str, Any], args: argparse.Namespace, data: Path, name: str)
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=scaling_config(None if current() else args.workers),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(data / "ray-train"),
+            # Ray's notes lie beside our checkpoints: it refuses to hear of one outside its own folder
+            name=Path(config["checkpoints"]).name,
+            storage_path=str(Path(config["checkpoints"]).parent),
             failure_config=FailureConfig(max_failures=args.max_failures),
         ),
     )
@@ -209,14 +210,14 @@ def fit(config: dict[str, Any], args: argparse.Namespace, data: Path, name: str)
 
 def track(config: dict[str, Any], runs: Path, data: Path) -> None:
     """Write the run to the tracking database: settings, the loss of every tenth step, code and data version."""
-    from moorage.runtime.registry import Registry, code_version, environment
+    from moorage.runtime.registry import Registry, code_version, current_environment
     from moorage.train.steplog import read_steps
 
     keep = ("epochs", "batch", "seed", "deepspeed", "hparams", "months", "checkpoint_every")
     tags = {
         "moorage.data_version": Path(config["version"]).name,
         "moorage.code_version": code_version(Path(__file__).parent),
-        "moorage.environment": environment().digest,
+        "moorage.environment": current_environment().digest,
     }
     run = Registry.open(data).track(
         "deepspeed" if config["deepspeed"] else "ddp", experiment="flights",

@@ -22,7 +22,7 @@ _LAZY = {
     "load_model": "artifact",
     "save_model": "artifact",
     "code_version": "environment",
-    "environment": "environment",
+    "current_environment": "environment",
 }
 
 __all__ = list(_LAZY)

@@ -31,7 +31,7 @@ class Environment:
         return json.dumps(body, indent=1, sort_keys=True)
 
 
-def environment() -> Environment:
+def current_environment() -> Environment:
     """The environment of this process."""
     packages = {}
     for found in metadata.distributions():

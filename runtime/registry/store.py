@@ -21,8 +21,7 @@ from filelock import FileLock
 from moorage.errors import Conflict, InvalidRequest, NotFound
 from moorage.runtime.registry import sealed
 from moorage.runtime.registry.artifact import adopt
-from moorage.runtime.registry.environment import Environment
-from moorage.runtime.registry.environment import environment as current_environment
+from moorage.runtime.registry.environment import Environment, current_environment
 from moorage.runtime.registry.gate import GateDecision, GatePolicy, Holdout
 from moorage.runtime.registry.gate import gate as decide
 from moorage.runtime.registry.tracking import Run, quiet_mlflow
