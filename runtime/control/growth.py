@@ -22,7 +22,7 @@ from moorage.runtime.control.states import ON_RAY, WITH_ATTEMPT
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import endpoints, jobs, leases, subleases
 
-MAX_TIMEOUT_S = 600.0
+MAX_TIMEOUT_S = 3600.0
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ROUTE = re.compile(r"/[A-Za-z0-9_./-]{0,255}")
 

@@ -182,7 +182,9 @@ class SimBackend:
         """Milli-GPU taken per node: of running attempts, and of ended ones for `free_lag_s`."""
         taken: dict[str, int] = {}
         for job in self.jobs.values():
-            lagging = job.ended_ns is not None and job.running_ns is not None and now < job.ended_ns + self._lag_ns
+            lagging = (
+                job.ended_ns is not None and job.running_ns is not None and now < job.ended_ns + self._lag_ns
+            )
             if job.status == "RUNNING" or lagging:
                 for node, amount in job.need.items():
                     taken[node] = taken.get(node, 0) + amount
