@@ -13,7 +13,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ from ray import serve
 
 from moorage.cluster.rayapi import driver_is_dead, resource_ids
 from moorage.errors import InvalidRequest
-from moorage.serve.batching import BatchLimits, BatchStats, Failed, run_batch
+from moorage.serve.batching import BatchLimits, BatchWorker, Failed
 from moorage.serve.contract import Answer, ModelRef, Request
 from moorage.serve.monitors import EndpointMetrics
 from moorage.serve.web import endpoint_app
@@ -76,22 +75,17 @@ class ModelFailed(Exception):
 
 
 class ModelHost:
-    """One replica. Invariant: `_model` is used by the `_worker` thread only, once loaded."""
+    """One replica. The model belongs to the worker's thread; everything else to the event loop's."""
 
     async def __init__(self, spec: HostSpec) -> None:  # type: ignore[misc]  # Serve awaits it
         self.spec = spec
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._model = await asyncio.get_running_loop().run_in_executor(self._worker, spec.load)
-        self.model_ref = ModelRef(name=self._model.name, version=self._model.version)
-        self.data_version = self._model.data_version
+        self._worker = BatchWorker[Predictor](spec.limits, self._computed)
+        model = await self._worker.start(spec.load)
+        self.model_ref = ModelRef(name=model.name, version=model.version)
+        self.data_version = model.data_version
         self._metrics = EndpointMetrics(spec.endpoint, self.model_ref.name, self.model_ref.version)
-        self._stats = BatchStats()
         self._devices = sorted(resource_ids().get("GPU", {}).items())
-        self._queue = serve.batch(
-            max_batch_size=spec.limits.max_rows,
-            batch_wait_timeout_s=spec.limits.wait_s,
-            max_concurrent_batches=1,
-        )(self._run)
+        self._watch = asyncio.create_task(self._watch_owner()) if spec.owner else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return endpoint_app(self)
@@ -99,7 +93,7 @@ class ModelHost:
     async def answer(self, row: Request, request_id: str) -> Answer:
         """The typed answer of one row; raises `ModelFailed` when the model cannot answer this row."""
         started = time.perf_counter()
-        outcome = await self._queue(row)
+        outcome = await self._worker.submit(row)
         if isinstance(outcome, Failed):
             self._metrics.request("failed")
             raise ModelFailed(f"{type(outcome.error).__name__} in the model") from outcome.error
@@ -123,7 +117,7 @@ class ModelHost:
             "devices": {str(index): share for index, share in self._devices},
             "pid": os.getpid(),
             "limits": {"max_rows": self.spec.limits.max_rows, "wait_ms": self.spec.limits.wait_ms},
-            "batching": self._stats.as_dict(),
+            "batching": self._worker.stats.as_dict(),
         }
 
     async def _watch_owner(self) -> None:
@@ -144,15 +138,12 @@ class ModelHost:
             except Exception:
                 _LOG.warning("could not ask whether driver %s lives", self.spec.owner, exc_info=True)
 
-    async def _run(self, rows: list[Any]) -> list[Any]:
-        loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._worker, run_batch, self._model.predict, rows)
-        self._stats.record(outcomes)
+    def _computed(self, outcomes: Sequence[object]) -> None:
+        """After each batch, in the worker's thread."""
         self._metrics.batch(len(outcomes))
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 _LOG.error("the model failed on a row", exc_info=outcome.error)
-        return outcomes
 
 
 def application(spec: HostSpec, options: Mapping[str, Any], *, replicas: int = 1) -> serve.Application:

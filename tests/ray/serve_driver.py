@@ -1,7 +1,7 @@
 """A driver that serves two small models until it is stopped, as a user's job script would: used by test_serve.py.
 
-The model is arithmetic on purpose: what is tested is the endpoint around it. Runs as a script, so that a test can SIGTERM
-and SIGKILL a real driver process; what it did is told in the JSON lines it prints.
+The model is arithmetic on purpose: what is tested is the endpoint around it. It runs as a script, so that a
+test can SIGTERM and SIGKILL a real driver process; what it did is told in the JSON lines it prints.
 """
 
 from __future__ import annotations

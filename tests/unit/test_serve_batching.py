@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 
 import pytest
 
 from moorage.cluster.binding import LeaseView, WorkerView
-from moorage.errors import Infeasible, InvalidRequest
-from moorage.serve.batching import BatchLimits, BatchStats, Failed, run_batch
+from moorage.errors import Infeasible, InvalidRequest, Unavailable
+from moorage.serve.batching import BatchLimits, BatchStats, BatchWorker, Failed, run_batch
 from moorage.serve.placement import WrongDevice, check_devices, placement, share_one_device
 
 
@@ -100,3 +102,93 @@ def test_devices_are_compared_with_the_lease() -> None:
         with pytest.raises(WrongDevice, match="l1"):
             check_devices(bad, LEASE)
     assert not share_one_device([info("node-0"), info("node-0")])
+
+
+class Gate:
+    """A model that computes only when told to, and tells what it computed."""
+
+    def __init__(self) -> None:
+        self.started, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.batches: list[list[int]] = []
+
+    def predict(self, rows: Sequence[int]) -> list[int]:
+        self.started.release()
+        assert self.go.acquire(timeout=10)
+        self.batches.append(list(rows))
+        return [2 * row for row in rows]
+
+
+async def when_started(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.started.acquire, True, 10)
+
+
+def test_what_arrives_during_a_batch_is_the_next_batch() -> None:
+    """V2: no timer decides; rows beyond the limit wait for the batch after."""
+
+    async def scenario() -> None:
+        gate, worker = Gate(), BatchWorker[Gate](BatchLimits(max_rows=8))
+        await worker.start(lambda: gate)
+        futures = [worker.submit(0)]
+        await when_started(gate)
+        futures += [worker.submit(row) for row in range(1, 13)]
+        gate.go.release(3)
+        assert await asyncio.gather(*futures) == [2 * row for row in range(13)]
+        assert gate.batches == [[0], list(range(1, 9)), list(range(9, 13))]
+        assert worker.stats.as_dict()["largest"] == 8
+        worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_wait_lets_a_batch_fill() -> None:
+    async def scenario() -> None:
+        gate, worker = Gate(), BatchWorker[Gate](BatchLimits(max_rows=3, wait_ms=10_000))
+        await worker.start(lambda: gate)
+        gate.go.release(1)
+        futures = [worker.submit(row) for row in range(3)]
+        assert await asyncio.wait_for(asyncio.gather(*futures), 5) == [0, 2, 4]
+        assert gate.batches == [[0, 1, 2]]
+        worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_who_left_is_not_computed() -> None:
+    async def scenario() -> None:
+        gate, worker = Gate(), BatchWorker[Gate](BatchLimits())
+        await worker.start(lambda: gate)
+        first = worker.submit(1)
+        await when_started(gate)
+        gone, stays = worker.submit(2), worker.submit(3)
+        gone.cancel()
+        gate.go.release(2)
+        assert (await first, await stays) == (2, 6)
+        assert gate.batches == [[1], [3]]
+        worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_answers_everybody() -> None:
+    async def scenario() -> None:
+        gate, worker = Gate(), BatchWorker[Gate](BatchLimits())
+        await worker.start(lambda: gate)
+        computing = worker.submit(1)
+        await when_started(gate)
+        waiting = worker.submit(2)
+        worker.close()
+        assert isinstance(await waiting, Failed)
+        gate.go.release()
+        assert await computing == 2
+        with pytest.raises(Unavailable):
+            worker.submit(3)
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_does_not_load_says_why() -> None:
+    def load() -> Gate:
+        raise ValueError("sha256 differs")
+
+    with pytest.raises(ValueError, match="sha256"):
+        asyncio.run(BatchWorker[Gate](BatchLimits()).start(load))
