@@ -1,0 +1,166 @@
+"""`moorage submit | jobs | why | logs | stop | events | cost`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moorage.runtime.commands import shared
+
+
+@click.command(
+    epilog="\b\nExample job.yaml:\n  entrypoint: python train.py\n  working_dir: .\n  team: ops\n"
+    "  workers: 2\n  gpus_per_worker: 0.5\n\n\b\nExamples:\n  moorage submit job.yaml\n"
+    "  moorage submit job.yaml --as research --json"
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@shared.pool_options
+def submit(file: Path, home: Path | None, principal: str, as_json: bool) -> None:
+    """Submit the job that FILE describes; prints its id. It is safe once this returns."""
+    from moorage.runtime.commands import jobfile
+
+    described = jobfile.read(file)
+    with shared.connect(home, principal) as client:
+        job_id = jobfile.submit(client, described)
+        job = client.job(job_id)
+    if as_json:
+        shared.print_json(job)
+        return
+    click.echo(job_id)
+    click.echo(f"{job['state'].lower()}: {job['message']}", err=True)
+
+
+@click.command(epilog="\b\nExamples:\n  moorage jobs\n  moorage jobs --state running --json")
+@click.option("--state", help="Only jobs in this state, for example PENDING.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@shared.pool_options
+def jobs(state: str | None, limit: int, home: Path | None, principal: str, as_json: bool) -> None:
+    """List jobs, newest first."""
+    with shared.connect(home, principal) as client:
+        found = client.jobs(state, limit)
+    if as_json:
+        shared.print_json(found)
+        return
+    made = shared.table("job", "team", "state", "created", "ran", "message", right=("ran",))
+    for job in found:
+        made.add_row(
+            job["job_id"],
+            job["team"],
+            shared.state_text(job["state"]),
+            shared.clock(job["created_ns"]),
+            shared.span(job["started_ns"], job["ended_ns"]),
+            job["message"],
+        )
+    shared.console().print(made)
+
+
+@click.command(epilog="\b\nExample:\n  moorage why raysubmit_4LamXRuQpYdSMg7J")
+@click.argument("job_id", metavar="JOB")
+@shared.pool_options
+def why(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
+    """Say why JOB waits and what would free it, or how it ended."""
+    with shared.connect(home, principal) as client:
+        job = client.job(job_id)
+    if as_json:
+        shared.print_json(job)
+        return
+    click.echo(f"{job_id} ({job['team']}) is {job['state']}: {job['message']}")
+    reason: dict[str, Any] = job["reason"] or {}
+    for name in ("asked", "held", "allowed", "free"):
+        if (amount := reason.get(f"{name}_milli_gpu")) is not None:
+            click.echo(f"  {name:8} {shared.gpus(amount)} GPU")
+    if holders := reason.get("holders"):
+        click.echo(f"  held by  {', '.join(holders)}")
+    for attempt in job["attempts"]:
+        ran = shared.span(attempt["started_ns"], attempt["ended_ns"])
+        click.echo(f"  attempt {attempt['attempt']}: {attempt['state']}, {ran}. {attempt['message']}")
+
+
+@click.command(epilog="\b\nExample:\n  moorage logs JOB      (to follow: ray job logs --follow JOB)")
+@click.argument("job_id", metavar="JOB")
+@shared.pool_options
+def logs(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
+    """Print the log of JOB, all attempts; of a very long one its head and tail."""
+    with shared.connect(home, principal) as client:
+        text = client.logs(job_id)
+    if as_json:
+        shared.print_json({"job_id": job_id, "logs": text})
+    else:
+        click.echo(text, nl=False)
+
+
+@click.command(epilog="\b\nExample:\n  moorage stop JOB")
+@click.argument("job_id", metavar="JOB")
+@shared.pool_options
+def stop(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
+    """Stop JOB, waiting or running."""
+    with shared.connect(home, principal) as client:
+        stopped = client.stop(job_id)
+    if as_json:
+        shared.print_json({"job_id": job_id, "stopped": stopped})
+    else:
+        click.echo(f"{job_id} is being stopped." if stopped else f"{job_id} had already ended.")
+
+
+@click.command(epilog="\b\nExamples:\n  moorage events --limit 20\n  moorage events --job JOB --json")
+@click.option("--job", "job_id", metavar="JOB", help="Only events of this job.")
+@click.option(
+    "--after", default=0, show_default=True, type=click.IntRange(0), help="Only greater sequence numbers."
+)
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
+@shared.pool_options
+def events(
+    job_id: str | None, after: int, limit: int, home: Path | None, principal: str, as_json: bool
+) -> None:
+    """The audit record, oldest first: who did what, when."""
+    with shared.connect(home, principal) as client:
+        found = client.events(job_id, after, limit)
+    if as_json:
+        shared.print_json(found)
+        return
+    made = shared.table("seq", "at", "event", "team", "job", "what", right=("seq",))
+    for event in found:
+        made.add_row(
+            str(event.get("seq", "")),
+            shared.clock(event.get("wall_ns") or event.get("at_ns")),
+            str(event.get("kind", "")),
+            event.get("team") or "-",
+            event.get("job_id") or "-",
+            _short(event.get("payload")),
+        )
+    shared.console().print(made)
+
+
+@click.command(epilog="\b\nExamples:\n  moorage cost\n  moorage cost --as ops --json")
+@shared.pool_options
+def cost(home: Path | None, principal: str, as_json: bool) -> None:
+    """GPU time and money per team and job, folded from the same events as the ledger."""
+    with shared.connect(home, principal) as client:
+        found = client.cost()
+    if as_json:
+        shared.print_json(found)
+        return
+    numbers = ("GPU seconds", "cost")
+    made = shared.table("team", "job", *numbers, "", right=numbers)
+    for team in found.get("teams", []):
+        made.add_row(team["team"], "(all)", *_amounts(team), "")
+        for job in found.get("jobs", []):
+            if job["team"] == team["team"]:
+                made.add_row("", job["job"], *_amounts(job), "")
+    if total := found.get("total"):
+        made.add_row("total", "", *_amounts(total), "")
+    shared.console().print(made)
+
+
+def _amounts(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['gpu_seconds']:,.1f}", shared.dollars(row["micro_dollars"])
+
+
+def _short(payload: Any, most: int = 60) -> str:
+    """The plain values of an event's payload on one line."""
+    if not isinstance(payload, dict):
+        return ""
+    text = " ".join(f"{k}={v}" for k, v in payload.items() if isinstance(v, str | int) and v != "")
+    return text if len(text) <= most else text[: most - 1] + "…"
