@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -16,7 +17,9 @@ def quiet_mlflow() -> None:
     """Before the first import: no telemetry leaves the machine, no migration chatter on a job's stderr."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        # as a level of the logger, since Ray may have imported MLflow, and with it read the variable, before us
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 
 class Run:
