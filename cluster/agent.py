@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +101,9 @@ class Agent:
             logging_level=logging.WARNING,
             configure_logging=False,
         )
+        # Ray's own handler would wait for calls in flight, for ever when the GCS is gone. Nothing here needs
+        # an orderly end: the kernel may end this process at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._ray_address = address
         known = read_json(self._paths.ray_json) or {}
         if not known.get("dashboard"):
@@ -188,7 +192,7 @@ class Agent:
                 web.post("/serve/start", self.serve_start),
             ]
         )
-        runner = web.AppRunner(app, access_log=None, handle_signals=True)
+        runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         self._paths.agent_sock.unlink(missing_ok=True)
         before = os.umask(0o177)

@@ -70,7 +70,10 @@ def children_of(home: PoolHome, settings: dict[str, Any]) -> dict[str, Child]:
         return [sys.executable, "-P", "-m", module, "--home", str(home.root), *map(str, arguments)]
 
     address, passed = settings.get("address"), settings.get("pass_env", ())
-    with_ray = ray_environment(home, local=not address, passed=passed)
+    # A cluster on loopback is joined under its own switch: without it Ray rewrites 127.0.0.1 to this host's
+    # address.
+    local = not address or address.startswith(("127.", "localhost:", "[::1]"))
+    with_ray = ray_environment(home, local=local, passed=passed)
     agent = ["--serve-port", settings["serve_port"], *(["--address", address] if address else [])]
     control = ["--port", settings["port"]]
     if home.teams_yaml.exists():
