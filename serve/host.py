@@ -108,13 +108,14 @@ class ModelHost:
         self._metrics.request("invalid")
 
     def info(self) -> dict[str, Any]:
-        """Who answers and from where; `devices` is the raylet's own book: {device index: share}."""
+        """Who answers and from where; `devices` (indexes) and `shares` of them are the raylet's own book."""
         return {
             "endpoint": self.spec.endpoint,
             "model": self.model_ref.model_dump(),
             "data_version": self.data_version,
             "ray_node_id": ray.get_runtime_context().get_node_id(),
-            "devices": {str(index): share for index, share in self._devices},
+            "devices": [index for index, _ in self._devices],
+            "shares": [share for _, share in self._devices],
             "pid": os.getpid(),
             "limits": {"max_rows": self.spec.limits.max_rows, "wait_ms": self.spec.limits.wait_ms},
             "batching": self._worker.stats.as_dict(),

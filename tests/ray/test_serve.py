@@ -203,7 +203,7 @@ def test_two_models_share_one_device_by_the_raylets_book(world: World, driver: D
     """V3, S4: read from each replica's raylet, not from what we asked for."""
     infos = [httpx.get(f"{world.url}/{app}/info", trust_env=False).json() for app in driver.ready["apps"]]
     assert [one["model"]["version"] for one in infos] == ["2", "1"]
-    assert [one["devices"] for one in infos] == [{"0": 0.5}, {"0": 0.5}]
+    assert [(one["devices"], one["shares"]) for one in infos] == [([0], [0.5]), ([0], [0.5])]
     assert {one["ray_node_id"] for one in infos} == {world.nodes[0]}
     assert len({one["pid"] for one in infos}) == 2
 

@@ -90,7 +90,7 @@ def test_placement_without_a_lease_asks_for_what_it_is_told(monkeypatch: pytest.
 
 
 def info(node: str, *devices: int) -> dict[str, object]:
-    return {"ray_node_id": f"id-{node}", "devices": {str(index): 0.5 for index in devices}}
+    return {"ray_node_id": f"id-{node}", "devices": list(devices)}
 
 
 def test_devices_are_compared_with_the_lease() -> None:
