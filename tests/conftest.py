@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -50,6 +51,15 @@ for inherited in (
 ):
     os.environ.pop(inherited, None)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# No deadline for one example: on a shared machine it measures the neighbours. In CI the same examples each time.
+settings.register_profile(
+    "moorage",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("moorage")
 
 
 @pytest.fixture(scope="session")
