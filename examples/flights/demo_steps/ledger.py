@@ -1,0 +1,130 @@
+"""Step 6, devices and money: who held which device when, folded from the audit record, against what was billed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from demo_steps.run import Run
+from moorage.runtime.telemetry.timeline import Holding, Mark, Wait, device_seconds
+
+STEP = "report"
+SECOND = 1e9
+
+
+def holdings(events: list[dict[str, Any]], origin_ns: int, now_ns: int) -> list[Holding]:
+    """Every device share that a lease held, in seconds since `origin_ns`; a lease still held ends `now_ns`."""
+    ends = {e["lease_id"]: e["wall_ns"] for e in events if e["kind"] == "lease.released"}
+    found = []
+    for event in events:
+        if event["kind"] != "lease.granted":
+            continue
+        for task in event["payload"]["tasks"]:
+            for device in task["devices"]:
+                found.append(
+                    Holding(
+                        node=task["node"],
+                        device=device,
+                        team=event["team"],
+                        job=event["job_id"],
+                        milli_gpu=task["milli_gpu"] // len(task["devices"]),
+                        start_s=(event["wall_ns"] - origin_ns) / SECOND,
+                        end_s=(ends.get(event["lease_id"], now_ns) - origin_ns) / SECOND,
+                    )
+                )
+    return found
+
+
+def collect(demo: Run, now_ns: int) -> None:
+    """The timeline, the bill, and that both say the same."""
+    events, status, bill = (
+        demo.pool.events(),
+        demo.pool.get("/moorage/v1/status"),
+        demo.pool.get("/moorage/v1/cost"),
+    )
+    origin = int(demo.began * SECOND)
+    held = holdings(events, origin, now_ns)
+    expect = demo.checks.expect
+    drawn = device_seconds(held)
+    billed = sum(job["gpu_seconds"] for job in bill_of(bill))
+    # a lease that is still held when the bill is asked for has grown a little since
+    tolerance = 0.5 + 0.001 * billed
+    expect(
+        STEP,
+        "billed equals leased",
+        abs(drawn - billed) <= tolerance,
+        f"{billed:.1f} and {drawn:.1f} GPU-seconds",
+        "the same",
+    )
+    twice = [e for e in events if e["kind"] == "lease.released"]
+    once = len({e["lease_id"] for e in twice}) == len(twice)
+    expect(STEP, "each lease was released once", once, f"{len(twice)} releases", "one per lease")
+    demo.facts["timeline"] = {
+        "devices": devices_of(status),
+        "holdings": [
+            {
+                "node": h.node,
+                "device": h.device,
+                "team": h.team,
+                "job": h.job,
+                "milli_gpu": h.milli_gpu,
+                "start_s": round(h.start_s, 3),
+                "end_s": round(h.end_s, 3),
+            }
+            for h in held
+        ],
+        "waits": waits(demo, origin),
+        "marks": marks(demo, origin),
+    }
+    demo.facts["cost"] = {
+        "jobs": bill_of(bill),
+        "teams": bill.get("teams"),
+        "drawn_gpu_seconds": round(drawn, 3),
+    }
+
+
+def devices_of(status: dict[str, Any]) -> list[tuple[str, int]]:
+    return sorted((device["node"], device["index"]) for device in status["devices"])
+
+
+def bill_of(bill: dict[str, Any]) -> list[dict[str, Any]]:
+    return [dict(job) for job in bill["jobs"]]
+
+
+def waits(demo: Run, origin: int) -> list[dict[str, Any]]:
+    """Jobs that waited for room longer than it takes to plan."""
+    from demo_steps.sweeping import DEEP_JOB
+
+    job = demo.pool.job(DEEP_JOB)
+    granted = [
+        e["wall_ns"] for e in demo.pool.events() if e["kind"] == "lease.granted" and e["job_id"] == DEEP_JOB
+    ]
+    if not granted:
+        return []
+    start, end = (job["created_ns"] - origin) / SECOND, (granted[0] - origin) / SECOND
+    code = str((demo.facts["queue"].get("reason") or {}).get("code", ""))
+    return [
+        {
+            "team": job["team"],
+            "job": DEEP_JOB,
+            "start_s": round(start, 3),
+            "end_s": round(end, 3),
+            "reason": code,
+        }
+    ]
+
+
+def marks(demo: Run, origin: int) -> list[dict[str, Any]]:
+    killed = demo.facts["train"]["killed"]
+    return [{"at_s": round(killed["at"] - origin / SECOND, 3), "text": "a train worker is killed"}]
+
+
+def drawn(facts: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `timeline.draw` from the facts."""
+    found = facts["timeline"]
+    return {
+        "holdings": [Holding(**h) for h in found["holdings"]],
+        "devices": [tuple(device) for device in found["devices"]],
+        "waits": [Wait(**w) for w in found["waits"]],
+        "marks": [Mark(**m) for m in found["marks"]],
+        "names": {h["job"]: h["job"].removeprefix("flights-") for h in found["holdings"] + found["waits"]},
+    }
