@@ -8,7 +8,9 @@ lets one more variable through on purpose.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from moorage.cluster.paths import ClusterPaths
 
@@ -63,11 +65,13 @@ _RAY_DEFAULTS = {
 def plain_environment(given: Mapping[str, str] | None = None, passed: Iterable[str] = ()) -> dict[str, str]:
     """What of `given` (default: ours) a child may see."""
     source, more = os.environ if given is None else given, set(passed)
-    return {
+    kept = {
         name: value
         for name, value in source.items()
         if name in more or name in _NAMES or (name.startswith(_PREFIXES) and not name.startswith(_NEVER))
     }
+    # A job's `python` must be the interpreter that has Ray and Moorage, whether or not `up` ran in its venv.
+    return kept | {"PATH": os.pathsep.join(filter(None, (str(Path(sys.executable).parent), kept.get("PATH"))))}
 
 
 def ray_environment(
