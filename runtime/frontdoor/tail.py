@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -28,6 +29,8 @@ NEWS_EVERY_S = 2.0
 TRIES = 3
 CLOSE_GRACE_S = 10.0
 """How long the control plane may take to see an end that Ray's tail has already told."""
+RETRY_S = 1.0
+_COUNTDOWN = re.compile(r"\d+ s\b")
 
 
 async def follow(request: web.Request) -> web.StreamResponse:
@@ -71,6 +74,7 @@ async def _until_client_leaves(socket: web.WebSocketResponse) -> None:
 
 
 async def _stop(task: asyncio.Task[None]) -> None:
+    """Cancel and wait; what it raised stays with the task."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
@@ -97,7 +101,7 @@ class Follower:
         self, ours: Context, who: Caller, job_id: str, send: Callable[[str], Awaitable[None]]
     ) -> None:
         self._ours, self._who, self._job_id, self._send = ours, who, job_id, send
-        self._news, self._news_at = "", -NEWS_EVERY_S
+        self._seen, self._told, self._told_at = "", "", -NEWS_EVERY_S
         self._sent = Sent()
 
     async def run(self) -> None:
@@ -108,7 +112,7 @@ class Follower:
                 return
             for attempt in attempts[done:]:
                 if attempt.attempt > 1:
-                    await self._text("\n" + attempt_heading(attempt))
+                    await self._send("\n" + attempt_heading(attempt))
                 await self._attempt(attempt)
                 done += 1
             if not attempts[done:] and job.final:
@@ -129,34 +133,53 @@ class Follower:
                 await asyncio.sleep(self._ours.settings.poll_s)
 
     async def _tell_news(self, job: JobView) -> None:
-        waiting = job.state in ("PENDING", "PREEMPTING")
-        now = time.monotonic()
-        if waiting and job.message and job.message != self._news and now - self._news_at >= NEWS_EVERY_S:
-            self._news, self._news_at = job.message, now
+        """The reason it waits, when it is a new one that has lasted for two looks; a countdown is no news."""
+        if job.state not in ("PENDING", "PREEMPTING") or not job.message:
+            return
+        news = _COUNTDOWN.sub("", job.message)
+        lasted, self._seen = news == self._seen, news
+        if lasted and news != self._told and time.monotonic() - self._told_at >= NEWS_EVERY_S:
+            self._told, self._told_at = news, time.monotonic()
             await self._send(f"[moorage] waiting: {job.message}\n")
 
     async def _attempt(self, attempt: AttemptView) -> None:
         """Send the attempt's log until it has ended, resuming after every break where the last one stopped.
 
-        A line over 4 MiB ends Ray's tail for good; after `TRIES` breaks without a new character the rest is read
-        from the file when the attempt is over.
+        The control plane sees the end seconds before Ray closes its tail: what is missing then is read from the
+        file. So it is when a line over 4 MiB ends Ray's tail early (`TRIES` breaks without a new character).
         """
         self._sent, breaks = Sent(), 0
-        while True:
-            before = self._sent.count
-            try:
-                await self._pump(self._ours.upstream.tail(attempt.submission_id))
-                if await self._ends_within(attempt, CLOSE_GRACE_S):
+        over = asyncio.create_task(self._wait_for_end(attempt))
+        try:
+            while not over.done():
+                before = self._sent.count
+                tail = asyncio.create_task(self._pump(self._ours.upstream.tail(attempt.submission_id)))
+                await self._first(tail, over)
+                if over.done():
                     break
-                breaks = 0 if self._sent.count > before else breaks + 1
-            except TailBroken:
-                breaks = 0 if self._sent.count > before else breaks + 1
-            except Unavailable:
-                pass
-            if await self._ends_within(attempt, self._ours.settings.poll_s if breaks < TRIES else None):
-                break
+                refused = isinstance(tail.exception(), Unavailable) and not isinstance(
+                    tail.exception(), TailBroken
+                )
+                if not refused:
+                    breaks = 0 if self._sent.count > before else breaks + 1
+                if breaks >= TRIES:
+                    await over
+                else:
+                    await asyncio.wait({over}, timeout=CLOSE_GRACE_S if tail.exception() is None else RETRY_S)
+            over.result()
+        finally:
+            await _stop(over)
         if not await self._is_complete(attempt):
             await self._rest(attempt)
+
+    async def _first(self, tail: asyncio.Task[None], over: asyncio.Task[None]) -> None:
+        """Until the tail or the attempt ends; the tail is then done. A failure other than `Unavailable` is raised."""
+        try:
+            await asyncio.wait({tail, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _stop(tail)
+        if not tail.cancelled() and not isinstance(tail.exception(), Unavailable):
+            tail.result()
 
     async def _is_complete(self, attempt: AttemptView) -> bool:
         """Whether the log's last lines are the last thing sent: Ray also closes cleanly after giving up."""
@@ -174,7 +197,7 @@ class Follower:
                 return
             except Unavailable:
                 await asyncio.sleep(self._ours.settings.poll_s)
-        await self._text("\n[moorage] the rest of this attempt's log cannot be read\n")
+        await self._send("\n[moorage] the rest of this attempt's log cannot be read\n")
 
     async def _pump(self, source: AsyncGenerator[str]) -> None:
         """Send what `source` has beyond the characters already sent of this attempt."""
@@ -184,22 +207,16 @@ class Follower:
                 if skip >= len(piece):
                     skip -= len(piece)
                     continue
-                fresh, skip = piece[skip:], 0
-                await self._text(fresh)
-                self._sent.add(fresh)
+                for start in range(skip, len(piece), FRAME):
+                    frame = piece[start : start + FRAME]
+                    # Counted first: a frame is in the socket's buffer before `send` can be cancelled.
+                    self._sent.add(frame)
+                    await self._send(frame)
+                skip = 0
 
-    async def _text(self, text: str) -> None:
-        for start in range(0, len(text), FRAME):
-            await self._send(text[start : start + FRAME])
-
-    async def _ends_within(self, attempt: AttemptView, seconds: float | None) -> bool:
-        """Poll the control plane until the attempt is over; False after `seconds` (None: wait for as long as it takes)."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while True:
-            if await self._has_ended(attempt):
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
+    async def _wait_for_end(self, attempt: AttemptView) -> None:
+        """Returns when the control plane has seen the attempt end."""
+        while not await self._has_ended(attempt):
             await asyncio.sleep(self._ours.settings.poll_s)
 
     async def _has_ended(self, attempt: AttemptView) -> bool:
