@@ -10,7 +10,7 @@ SAFE := PYTHONSAFEPATH=1
 DEMO_FLAGS := $(if $(KEEP),--keep) $(if $(FULL),--full)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check soak mutate bench lock clean
+.PHONY: help install demo test check format soak mutate bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -22,22 +22,27 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 install: $(STAMP)  ## the environment in .venv; nothing to do when the lock is unchanged
 
 demo: $(STAMP)  ## data to endpoint on a real local pool (KEEP=1 leaves it up, FULL=1 adds the long steps)
-	@$(BIN)/moorage demo $(DEMO_FLAGS)
+	@$(BIN)/python examples/flights/demo.py $(DEMO_FLAGS)
 
 test: $(STAMP)  ## every test but the soak (T='-k name' or a path narrows it)
 	@$(SAFE) $(BIN)/pytest $(T)
 
-check: $(STAMP)  ## lint, format, types, import contracts
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(SAFE) $(BIN)/mypy
-	@$(SAFE) $(BIN)/lint-imports --no-logo
+check: $(STAMP)  ## lint, format, types, import contracts; all four, then the verdict
+	@failed=; \
+	$(BIN)/ruff check --output-format concise . || failed="$$failed lint"; \
+	$(BIN)/ruff format --check --output-format concise . || failed="$$failed format"; \
+	$(SAFE) $(BIN)/mypy || failed="$$failed types"; \
+	$(SAFE) $(BIN)/lint-imports --no-logo || failed="$$failed imports"; \
+	if [ -n "$$failed" ]; then echo "make check failed:$$failed"; exit 1; fi
+
+format: $(STAMP)  ## write what `make check` would want of the layout
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 soak: $(STAMP)  ## the long runs: churn, two databases, a million events
 	@$(SAFE) $(BIN)/pytest -m soak --timeout 3600 $(T)
 
 mutate: $(STAMP)  ## break the code on purpose: each headline test must notice (T='--only ID')
-	@$(SAFE) $(BIN)/python tests/mutate.py $(T)
+	@$(BIN)/python tests/mutate.py $(T)
 
 bench: $(STAMP)  ## every benchmark beside its peer (T=--quick for a short run)
 	@$(BIN)/python benchmarks/_frame.py $(T)

@@ -34,6 +34,8 @@ class Helpers(importlib.abc.MetaPathFinder):
 
 sys.meta_path.append(Helpers())
 
+import processes  # noqa: E402  (found by the finder above)
+
 # What our own commands run under must not reach the users' jobs that tests start (their scripts import siblings),
 # and what the machine's owner has set up for a pool of theirs must not reach the tests.
 for inherited in (
@@ -60,6 +62,21 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("moorage")
+
+
+# Every process that a test starts, and what it starts in turn, carries this in its environment.
+MARK = os.environ.setdefault(processes.VARIABLE, processes.new_mark())
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run that leaves a process behind has failed, whatever its tests said; the process is ended."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    left = processes.wait_gone(MARK, timeout=20.0)
+    if left:
+        processes.end(MARK)
+        print("\nleft behind by the tests, ended now:", *left, sep="\n  ", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

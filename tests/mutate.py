@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import processes
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,10 +100,11 @@ def environment(tree: Path) -> dict[str, str]:
 def run_test(tree: Path, test: str, timeout: float) -> tuple[int, str]:
     """(exit code, output) of one test of the copy; a hang counts as a failure, and its processes end with it."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "", test]
+    mark = processes.new_mark()
     with subprocess.Popen(
         command,
         cwd=tree,
-        env=environment(tree),
+        env={**environment(tree), processes.VARIABLE: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -112,8 +114,10 @@ def run_test(tree: Path, test: str, timeout: float) -> tuple[int, str]:
             output, _ = child.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
+            processes.end(mark)  # before reading on: what the test started may hold the pipe open
             output, _ = child.communicate()
             return FAILED, output + f"\nstill running after {timeout:g} s"
+    processes.end(mark)
     return child.returncode, output
 
 

@@ -7,11 +7,13 @@ import importlib.util
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import mutate
+import processes
 import pytest
 from waiting import holds, until
 
@@ -124,3 +126,19 @@ def test_a_copy_of_the_tree_keeps_its_links(tmp_path: Path) -> None:
     link = tmp_path / "copy" / "src" / "moorage" / "scheduling"
     assert link.is_symlink() and link.resolve() == (tmp_path / "copy" / "scheduling").resolve()
     assert not (tmp_path / "copy" / ".venv").exists()
+
+
+def test_a_process_in_a_session_of_its_own_is_found_and_ended() -> None:
+    mark = processes.new_mark()
+    environment = {**os.environ, processes.VARIABLE: mark}
+    child = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    try:
+        until(lambda: processes.marked(mark), 10, "the child's environment")
+        assert processes.wait_gone(mark, timeout=0)[0].startswith(f"{child.pid} ")
+        processes.end(mark)
+        assert processes.wait_gone(mark, timeout=5) == []
+    finally:
+        child.kill()
+        child.communicate()

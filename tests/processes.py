@@ -1,0 +1,55 @@
+"""Which processes a test run has started: each inherits a mark in its environment, also in a session of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+
+import psutil
+
+VARIABLE = "MOORAGE_TEST_RUN"
+
+
+def new_mark() -> str:
+    """A value of `VARIABLE` that no other run has."""
+    return f"{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Live processes of this user that carry the mark, this one and its ancestors left out."""
+    own = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid in own or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.environ().get(VARIABLE) == mark:
+                found.append(process)
+    return found
+
+
+def wait_gone(mark: str, timeout: float) -> list[str]:
+    """Give the marked processes `timeout` seconds to end; what is left, one line each."""
+    deadline, idle = time.monotonic() + timeout, threading.Event()
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        idle.wait(0.2)
+    lines = []
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            lines.append(f"{process.pid} {' '.join(process.cmdline())[:160]}")
+    return lines
+
+
+def end(mark: str) -> None:
+    """Kill the marked processes, and again what they started meanwhile."""
+    for _ in range(5):
+        left = marked(mark)
+        if not left:
+            return
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=5)
