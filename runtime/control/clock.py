@@ -25,7 +25,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Wall time of the machine; control time follows it but stands still while it is set back."""
+    """Wall time of the machine; control time follows it, and creeps (1 ns a call) while it is set back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ class SystemClock:
     def now(self) -> Now:
         wall = time.time_ns()
         with self._lock:
-            self._last = max(self._last, wall)
+            self._last = max(self._last + 1, wall)
             return Now(wall, self._last)
 
     def advance_to(self, control_ns: int) -> None:
