@@ -1,8 +1,9 @@
 """As-of lookup: for each left row, the last right row of the same key that is not later.
 
-Two forms of one meaning. `asof_search` takes the right side sorted by (key, time) and left rows in any order: what a
-request needs. `asof_merge` takes both sides sorted by time and walks them once: what a bulk join needs. Times are int64
-in any one unit; keys are codes in [0, number of keys), a left key outside that range matches nothing.
+Two forms of one meaning. `asof_search` takes the right side sorted by (key, time) and left rows in any order:
+what a request needs. `asof_merge` takes both sides sorted by time and walks them once: what a bulk join needs.
+Times are int64 in any one unit; keys are codes in [0, number of keys), a left key outside that range matches
+nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def asof_search(
 ) -> Int64Array:
     """Index into the right side per left row, -1 where nothing matches. Shapes: [n], [n], [m], [keys + 1] -> [n].
 
-    The rows of key k are right_time[right_offsets[k]:right_offsets[k + 1]], ascending. A match is at most `tolerance`
-    older than the left row; `strict` leaves out a right row of exactly the left row's time.
+    The rows of key k are right_time[right_offsets[k]:right_offsets[k + 1]], ascending. A match is at most
+    `tolerance` older than the left row; `strict` leaves out a right row of exactly the left row's time.
     """
     found = np.full(left_time.shape[0], -1, dtype=np.int64)
     keys = right_offsets.shape[0] - 1
@@ -56,6 +57,28 @@ def asof_search(
 
 
 @njit(cache=True)
+def window_bounds(
+    at: Int64Array, key: Int64Array, times: Int64Array, offsets: Int64Array, widths: Int64Array
+) -> tuple[Int64Array, Int64Array]:
+    """(begin [w, n], end [n]): times[begin:end] are the key's rows in [at - width, at).
+
+    Shapes: [n], [n], [m] ascending within each key, [keys + 1], [w]. A key outside [0, keys) has the empty
+    range 0:0. It stands here and not with the sums because numba's cache does not see a change in another file.
+    """
+    begin = np.zeros((widths.shape[0], at.shape[0]), dtype=np.int64)
+    end = np.zeros(at.shape[0], dtype=np.int64)
+    keys = offsets.shape[0] - 1
+    for i in range(at.shape[0]):
+        if key[i] < 0 or key[i] >= keys:
+            continue
+        start = offsets[key[i]]
+        end[i] = first_at_or_after(times, start, offsets[key[i] + 1], at[i])
+        for w in range(widths.shape[0]):
+            begin[w, i] = first_at_or_after(times, start, end[i], at[i] - widths[w])
+    return begin, end
+
+
+@njit(cache=True)
 def asof_merge(
     left_time: Int64Array,
     left_key: Int64Array,
@@ -67,8 +90,8 @@ def asof_merge(
 ) -> Int64Array:
     """Index into the right side per left row, -1 where nothing matches; both sides ascending in time.
 
-    Shapes: [n], [n], [m], [m] -> [n]. Of right rows with equal key and time the last one wins. Right keys must lie in
-    [0, keys). O(n + m) time, O(keys) memory.
+    Shapes: [n], [n], [m], [m] -> [n]. Of right rows with equal key and time the last one wins. Right keys must
+    lie in [0, keys). O(n + m) time, O(keys) memory.
     """
     found = np.full(left_time.shape[0], -1, dtype=np.int64)
     latest = np.full(keys, -1, dtype=np.int64)

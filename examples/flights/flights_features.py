@@ -3,8 +3,9 @@
     features = FlightFeatures.load(version_dir)     # what the features job wrote
     table = features.transform(events)              # events: the columns of EVENT, as a published schedule has them
 
-Whatever happened before the scheduled departure comes from the state beside the version: weather observations, departures
-and arrivals, each with the minute from which it was known. All instants are minutes since the epoch in UTC.
+Whatever happened before the scheduled departure comes from the state beside the version: weather observations,
+departures and arrivals, each with the minute from which it was known. All instants are minutes since the epoch
+in UTC.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from flights_schema import DAY, EVENT, Minutes, clock_minutes, departure_minutes
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from moorage.runtime.features.history import AsofTable, History, Vocabulary, flo
 
 Floats = NDArray[np.float64]
 # Destinations that the airports file lacks, all in Puerto Rico and the Virgin Islands.
-MORE_ZONES = {name: "America/Puerto_Rico" for name in ("SJU", "BQN", "STT", "PSE")}
+MORE_ZONES = dict.fromkeys(("SJU", "BQN", "STT", "PSE"), "America/Puerto_Rico")
 LATE_MINUTES = 15
 CLIP = (-60, 180)  # a wild delay must not own a window's mean; the late rate counts it all the same
 GROUND_LIMIT = 5 * 60
@@ -94,19 +94,25 @@ class FlightFeatures:
                 path = folder / f"{name}.parquet"
                 state[name] = pq.read_table(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"Cannot read {path}", why=str(error), todo="recompute the version", code="data-unreadable") from error
+            raise DataError(
+                f"Cannot read {path}", why=str(error), todo="recompute the version", code="data-unreadable"
+            ) from error
         return cls(state, constants)
 
     def transform(self, events: pa.Table) -> pa.Table:
         """The features of each event: float32 columns `names`, all finite, then int32 columns CATEGORICALS.
 
-        Raises DataError when a column of EVENT is missing, of another type, or null (only `tailnum` may be null), or when a
-        scheduled departure names a local time that the clocks skipped.
+        Raises DataError when a column of EVENT is missing, of another type, or null (only `tailnum` may be
+        null), or when a scheduled departure names a local time that the clocks skipped.
         """
         rows = _events(events)
         at, exists = departure_minutes(rows)
         if not exists.all():
-            raise DataError("sched_dep_time names a minute the clocks skipped that day", code="data-invalid", field="sched_dep_time")
+            raise DataError(
+                "sched_dep_time names a minute the clocks skipped that day",
+                code="data-invalid",
+                field="sched_dep_time",
+            )
         columns = self._numeric(rows, at)
         impute = self.constants["impute"]
         out: dict[str, NDArray[Any]] = {}
@@ -135,7 +141,9 @@ class FlightFeatures:
 
     def _block_minutes(self, rows: pa.Table, at: Minutes) -> Minutes:
         """Scheduled minutes gate to gate; a destination whose zone nobody knows is taken to be in the origin's."""
-        zones = np.array([self._zones.get(d, self._zones["JFK"]) for d in rows["dest"].to_pylist()], dtype=object)
+        zones = np.array(
+            [self._zones.get(d, self._zones["JFK"]) for d in rows["dest"].to_pylist()], dtype=object
+        )
         departs = at.copy()
         for zone in sorted(set(zones.tolist())):
             there = zones == zone
@@ -177,7 +185,12 @@ HOUR = 60
 def _events(events: pa.Table) -> pa.Table:
     missing = [name for name in EVENT.names if name not in events.column_names]
     if missing:
-        raise DataError(f"The events lack {', '.join(missing)}", todo="give all columns of EVENT", code="data-schema", field=missing[0])
+        raise DataError(
+            f"The events lack {', '.join(missing)}",
+            todo="give all columns of EVENT",
+            code="data-schema",
+            field=missing[0],
+        )
     try:
         rows = events.select(EVENT.names).cast(EVENT)
     except pa.ArrowException as error:

@@ -23,7 +23,6 @@ from flights_features import (
     split_of,
 )
 from flights_schema import DAY, Minutes, clock_minutes, departure_minutes
-
 from numpy.typing import NDArray
 
 from moorage.runtime.features.clock import utc_offsets
@@ -35,8 +34,8 @@ EVENT_COLUMNS = ("origin", "carrier", "dest", "flight", "tailnum")
 def weather_state(weather: pa.Table) -> pa.Table:
     """The observations with `known`, the minute from which each may be used.
 
-    An observation is stamped with the hour it falls in, its precipitation is the hour's sum, and the file does not say at
-    which minute it was made: it is known when the hour is over.
+    An observation is stamped with the hour it falls in, its precipitation is the hour's sum, and the file does
+    not say at which minute it was made: it is known when the hour is over.
     """
     stamp = pc.strptime(weather["time_hour"], "%Y-%m-%dT%H:%M:%SZ", "s").cast(pa.int64()).to_numpy() // 60
     return weather.select(["origin", *WEATHER]).append_column("known", pa.array(stamp + HOUR))
@@ -45,8 +44,9 @@ def weather_state(weather: pa.Table) -> pa.Table:
 def arrival_minutes(flights: pa.Table, zones: dict[str, str]) -> tuple[Minutes, NDArray[np.bool_]]:
     """(instant of arrival in UTC minutes, whether it is certain) of flights; rows that did not land are not certain.
 
-    The file gives the arrival as a local clock reading at the destination: it is the first such reading after the actual
-    departure plus the time in the air. More than five hours between that and the reading is not believed.
+    The file gives the arrival as a local clock reading at the destination: it is the first such reading after
+    the actual departure plus the time in the air. More than five hours between that and the reading is not
+    believed.
     """
     scheduled, _ = departure_minutes(flights)
     landed = np.asarray(flights["arr_delay"].is_valid()) & np.asarray(flights["arr_time"].is_valid())
@@ -70,7 +70,8 @@ def ints_or(table: pa.Table, name: str, default: int = 0) -> Minutes:
 def _history(flights: pa.Table, happened: Minutes, delay: Minutes, keep: NDArray[np.bool_]) -> pa.Table:
     """Events with `known`: when it happened, but not before the flight's own scheduled departure.
 
-    More than half of the flights leave a few minutes early: without the second half a flight would see its own departure.
+    More than half of the flights leave a few minutes early: without the second half a flight would see its own
+    departure.
     """
     scheduled, _ = departure_minutes(flights)
     rows = flights.select(EVENT_COLUMNS)
@@ -80,7 +81,9 @@ def _history(flights: pa.Table, happened: Minutes, delay: Minutes, keep: NDArray
     return rows.filter(pa.array(keep)).sort_by("known")
 
 
-def fit(flights: pa.Table, weather: pa.Table, planes: pa.Table, airports: pa.Table) -> tuple[FlightFeatures, dict[str, int]]:
+def fit(
+    flights: pa.Table, weather: pa.Table, planes: pa.Table, airports: pa.Table
+) -> tuple[FlightFeatures, dict[str, int]]:
     """The state and constants from checked tables, and how many flights each history took and left out."""
     zoned = airports.filter(airports["tzone"].is_valid())
     zones = MORE_ZONES | dict(zip(zoned["faa"].to_pylist(), zoned["tzone"].to_pylist(), strict=True))
@@ -110,11 +113,17 @@ def _constants(flights: pa.Table, state: dict[str, pa.Table]) -> dict[str, Any]:
     """Vocabularies and what stands in for a missing value, from the training months alone."""
     train = flights.filter(pa.array(split_of(ints(flights, "month")) == "train"))
     end = int(departure_minutes(train)[0].max())
-    past = {name: t.filter(pc.less_equal(t["known"], end)) for name, t in state.items() if "known" in t.column_names}
+    past = {
+        name: t.filter(pc.less_equal(t["known"], end))
+        for name, t in state.items()
+        if "known" in t.column_names
+    }
     impute = {f"weather_{n}": _median(floats(past["weather"], n)) for n in WEATHER if n != "wind_dir"}
     fleet = dict(zip(state["planes"]["tailnum"].to_pylist(), range(state["planes"].num_rows), strict=True))
     used = np.array([fleet[t] for t in train["tailnum"].to_pylist() if t in fleet], dtype=np.int64)
-    impute["plane_age"] = float(int(train["year"][0].as_py()) - _median(floats(state["planes"], "year")[used]))
+    impute["plane_age"] = float(
+        int(train["year"][0].as_py()) - _median(floats(state["planes"], "year")[used])
+    )
     impute["plane_seats"] = _median(floats(state["planes"], "seats")[used])
     for name, _, events, hours in WINDOWS:
         for width in hours:
@@ -124,7 +133,8 @@ def _constants(flights: pa.Table, state: dict[str, pa.Table]) -> dict[str, Any]:
         "features": feature_names(),
         "impute": impute,
         "vocabulary": {
-            c: [UNKNOWN, *Vocabulary.of(train[c].combine_chunks()).values.to_pylist()] for c in TEXT_CATEGORIES
+            c: [UNKNOWN, *Vocabulary.of(train[c].combine_chunks()).values.to_pylist()]
+            for c in TEXT_CATEGORIES
         },
     }
 

@@ -16,7 +16,9 @@ ROOT_OPTION = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="The catalogue's folder [default: features in $MOORAGE_DATA, else in the pool's data].",
 )
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
 
 
 def catalogue(root: Path | None) -> Catalogue:
@@ -46,7 +48,9 @@ def list_(view: str | None, root: Path | None, as_json: bool) -> None:
     if not versions:
         click.echo(f"No feature versions in {shelf.root}.")
         return
-    click.echo(f"{'VIEW':<16} {'VERSION':<8} {'ROWS':>10} {'FEATURES':>8} {'QUARANTINED':>11}  {'CREATED':<25} JOB")
+    click.echo(
+        f"{'VIEW':<16} {'VERSION':<8} {'ROWS':>10} {'FEATURES':>8} {'QUARANTINED':>11}  {'CREATED':<25} JOB"
+    )
     for line in map(summary, versions):
         click.echo(
             f"{line['view']:<16} {line['version']:<8} {line['rows']:>10} {line['features']:>8} "
@@ -71,11 +75,17 @@ def show(view: str, version: str, verify: bool, root: Path | None, as_json: bool
     line, lineage = summary(found), found.manifest.get("lineage", {})
     click.echo(f"{found.view} {found.version}  {found.digest[:12]}{'  verified' if verify else ''}")
     click.echo(f"  path         {found.path}")
-    click.echo(f"  created      {line['created'] or '-'} by job {line['job_id'] or '-'}, team {lineage.get('team') or '-'}")
+    click.echo(
+        f"  created      {line['created'] or '-'} by job {line['job_id'] or '-'}, team {lineage.get('team') or '-'}"
+    )
     click.echo("  rows         " + ", ".join(f"{k} {n}" for k, n in found.manifest.get("rows", {}).items()))
-    click.echo(f"  features     {line['features']} numeric, {len(found.manifest.get('categoricals', {}))} categorical")
+    click.echo(
+        f"  features     {line['features']} numeric, {len(found.manifest.get('categoricals', {}))} categorical"
+    )
     for name, book in found.manifest.get("accounts", {}).items():
-        click.echo(f"  source       {name}: {book['in']} rows in, {book['good']} good, {book['quarantined']} quarantined")
+        click.echo(
+            f"  source       {name}: {book['in']} rows in, {book['good']} good, {book['quarantined']} quarantined"
+        )
         for reason, count in book["reasons"].items():
             click.echo(f"                 {count} x {reason}")
         for why, count in book.get("excluded", {}).items():
@@ -83,7 +93,8 @@ def show(view: str, version: str, verify: bool, root: Path | None, as_json: bool
     for source in lineage.get("sources", []):
         click.echo(f"  from         {source['name']} {source['sha256'][:12]}  {source['uri']}")
     code = lineage.get("code", {})
-    click.echo(f"  code         moorage {code.get('moorage')}, git {code.get('git') or '-'}; {len(code.get('files', {}))} files")
+    git, count = code.get("git") or "-", len(code.get("files", {}))
+    click.echo(f"  code         moorage {code.get('moorage')}, git {git}; {count} files")
 
 
 def summary(version: DatasetVersion) -> dict[str, Any]:

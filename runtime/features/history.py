@@ -1,7 +1,8 @@
 """What was known when: lookups that a pipeline and an endpoint share, so that both get the same bits.
 
-`AsofTable` answers "the last observation known at this moment"; `History` answers "the events that became known in the
-hours before it". Both are built from Arrow tables that lie beside a dataset version, and hold integers for time and keys.
+`AsofTable` answers "the last observation known at this moment"; `History` answers "the events that became
+known in the hours before it". Both are built from Arrow tables that lie beside a dataset version, and hold
+integers for time and keys.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def ints(table: pa.Table, name: str) -> Int64Array:
 
 def floats(table: pa.Table, name: str) -> Float64Array:
     """A column as float64, null as NaN."""
-    return np.asarray(_one_chunk(table[name]).cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    return np.asarray(
+        _one_chunk(table[name]).cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64
+    )
 
 
 class Vocabulary:
@@ -58,8 +61,7 @@ class Vocabulary:
                 self._codes = {value: code for code, value in enumerate(self.values.to_pylist())}
             return np.array([self._codes.get(value, -1) for value in column.to_pylist()], dtype=np.int64)
         codes = pc.index_in(column, value_set=self.values).fill_null(-1)
-        # A null finds no value; the vocabulary holds none.
-        return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(codes.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 class AsofTable:
@@ -74,7 +76,9 @@ class AsofTable:
         self._known = times[order]
         self._values = {name: floats(table, name)[order] for name in values}
 
-    def lookup(self, rows: pa.Table, at: Int64Array, *, tolerance: int) -> tuple[dict[str, Float64Array], Float64Array]:
+    def lookup(
+        self, rows: pa.Table, at: Int64Array, *, tolerance: int
+    ) -> tuple[dict[str, Float64Array], Float64Array]:
         """(values, age in minutes) of the last observation known at or before each moment; NaN where there is none.
 
         `at` is in minutes, shape [n]; an observation known more than `tolerance` minutes before is none.
@@ -100,12 +104,18 @@ class History:
         order, self._offsets = group_by_key(self._keys.encode(key), times, len(self._keys))
         self._known = times[order]
         empty = np.zeros((0, len(order)), dtype=np.int64)
-        self._prefix = prefix_sums(np.stack([ints(events, m)[order] for m in measures]) if measures else empty)
+        self._prefix = prefix_sums(
+            np.stack([ints(events, m)[order] for m in measures]) if measures else empty
+        )
 
-    def before(self, rows: pa.Table, at: Int64Array, widths: Sequence[int]) -> list[Mapping[str, Float64Array]]:
-        """Per width (minutes): `n` and the mean of each measure over events known in [at - width, at); NaN where n is 0."""
+    def before(
+        self, rows: pa.Table, at: Int64Array, widths: Sequence[int]
+    ) -> list[Mapping[str, Float64Array]]:
+        """Per width in minutes: `n` and each measure's mean over events known in [at - width, at); NaN of none."""
         keys = self._keys.encode(joined_key(rows, self.by))
-        counts, sums = rolling_sums(at, keys, self._known, self._offsets, self._prefix, np.array(widths, dtype=np.int64))
+        counts, sums = rolling_sums(
+            at, keys, self._known, self._offsets, self._prefix, np.array(widths, dtype=np.int64)
+        )
         answer: list[Mapping[str, Float64Array]] = []
         for w in range(len(widths)):
             n = counts[w].astype(np.float64)

@@ -17,8 +17,10 @@ from moorage.runtime.features.sources import file_sha256
 from moorage.runtime.features.versions import DatasetVersion
 
 # The moorage modules whose change can change a value.
-_SHARED = ("kernels/asof.py", "kernels/rolling.py") + tuple(
-    f"runtime/features/{name}.py" for name in ("clock", "history", "pipeline", "schema", "sources")
+_SHARED = (
+    "kernels/asof.py",
+    "kernels/rolling.py",
+    *(f"runtime/features/{name}.py" for name in ("clock", "history", "pipeline", "schema", "sources")),
 )
 
 

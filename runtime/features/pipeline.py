@@ -56,7 +56,12 @@ def start(*, cpus: int | None = None) -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.WARNING)
         else:
-            ray.init(address="local", num_cpus=cpus or os.cpu_count(), include_dashboard=False, logging_level=logging.WARNING)
+            ray.init(
+                address="local",
+                num_cpus=cpus or os.cpu_count(),
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -72,7 +77,7 @@ def limits(lease: binding.LeaseView) -> dict[str, float]:
     return {"cpu": max(1.0, sum(worker.cpus for worker in lease.workers)), "gpu": lease.gpus}
 
 
-class CheckedSource(Datasource):  # type: ignore[misc]
+class CheckedSource(Datasource):
     """One read task per file: reads, checks each block against the schema, and yields blocks of `rows_per_block`."""
 
     def __init__(self, source: Source, rows_per_block: int) -> None:
@@ -101,7 +106,9 @@ def read_checked(source: Source, *, blocks: int = 1, rows_per_block: int = 50_00
     `blocks` is how many the next step may work on at once.
     """
     with explained():
-        dataset = ray.data.read_datasource(CheckedSource(source, rows_per_block), override_num_blocks=blocks).materialize()
+        dataset = ray.data.read_datasource(
+            CheckedSource(source, rows_per_block), override_num_blocks=blocks
+        ).materialize()
         rows_in, reasons = 0, dict[str, int]()
         for block in tables(dataset):
             rows_in += block.num_rows
@@ -124,8 +131,8 @@ def write_parts(
 ) -> list[dict[str, Any]]:
     """Runs `make(good rows, state)` on every block and writes what it returns as Parquet parts; one record per part.
 
-    A part holds the rows of one value of `by` of one block: part-<value>-<first source row>.parquet in `folder`, which all
-    nodes must see. `state` is stored once and read by all tasks.
+    A part holds the rows of one value of `by` of one block: part-<value>-<first source row>.parquet in
+    `folder`, which all nodes must see. `state` is stored once and read by all tasks.
     """
     shared = ray.put(state)
     with explained():

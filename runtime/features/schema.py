@@ -1,7 +1,8 @@
 """Table schemas with expectations: what a good row is, and what is said of a bad one.
 
-A `TableSchema` checks a block of rows. Rows that fail leave with every reason they failed for; nothing is dropped and
-nothing is repaired. What is wrong with the whole table (a column missing) is an error, not a quarantine.
+A `TableSchema` checks a block of rows. Rows that fail leave with every reason they failed for; nothing is
+dropped and nothing is repaired. What is wrong with the whole table (a column missing) is an error, not a
+quarantine.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class TableSchema:
     def check(self, block: pa.Table, *, where: str = "") -> pa.Table:
         """The block typed, with `quarantine_reason` (null for a good row) and `quarantine_raw` (JSON of a bad one).
 
-        Columns that the schema does not name are left out, `source_row` is kept. A value that cannot be read is null in
-        the typed column. Raises DataError when a column is missing.
+        Columns that the schema does not name are left out, `source_row` is kept. A value that cannot be read
+        is null in the typed column. Raises DataError when a column is missing.
         """
         missing = [f.name for f in self.fields if f.name not in block.column_names]
         if missing:
@@ -85,7 +86,7 @@ class TableSchema:
         for rule in self.rules:
             broken = sound & ~np.asarray(rule.holds(typed), dtype=bool)
             findings.append((broken, rule.name))
-        return _with_reasons(typed, block, [*earlier, *findings] if not earlier else _merged(earlier, findings))
+        return _with_reasons(typed, block, _merged(earlier, findings))
 
 
 def split(checked: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -119,7 +120,11 @@ def _typed(field: Field, column: pa.Array, findings: list[tuple[Mask, str]]) -> 
         low = -np.inf if field.low is None else field.low
         high = np.inf if field.high is None else field.high
         values = typed.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        _note(findings, valid & ~((values >= low) & (values <= high)), f"{field.name}: outside {low:g}..{high:g}")
+        _note(
+            findings,
+            valid & ~((values >= low) & (values <= high)),
+            f"{field.name}: outside {low:g}..{high:g}",
+        )
     if field.one_of is not None:
         known = np.asarray(pc.is_in(typed, pa.array(field.one_of, target)))
         _note(findings, valid & ~known, f"{field.name}: not one of {', '.join(field.one_of)}")
@@ -127,9 +132,11 @@ def _typed(field: Field, column: pa.Array, findings: list[tuple[Mask, str]]) -> 
 
 
 def _parse(kind: str, value: Any) -> Any:
+    """The value in the column's type, None where it is not one: the slow way, for blocks that hold such a value."""
     try:
-        return None if value is None else {"int": int, "float": float, "string": str}[kind](value)
-    except (TypeError, ValueError, OverflowError):
+        scalar = pa.scalar(value)
+        return None if value is None else scalar.cast(_ARROW[kind]).as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -143,11 +150,15 @@ def _earlier_reasons(block: pa.Table) -> list[tuple[Mask, str]]:
     if REASON not in block.column_names:
         return []
     reasons = block[REASON].combine_chunks()
-    return [(np.asarray(pc.equal(reasons, r).fill_null(False)), r.as_py()) for r in reasons.unique() if r.is_valid]
+    return [
+        (np.asarray(pc.equal(reasons, r).fill_null(False)), r.as_py()) for r in reasons.unique() if r.is_valid
+    ]
 
 
 def _merged(earlier: list[tuple[Mask, str]], findings: list[tuple[Mask, str]]) -> list[tuple[Mask, str]]:
     """A line that is no row gets the reader's reason alone: that its cells are missing says nothing more."""
+    if not earlier:
+        return findings
     unread = np.logical_or.reduce([mask for mask, _ in earlier])
     return [*earlier, *((mask & ~unread, reason) for mask, reason in findings)]
 
@@ -163,5 +174,11 @@ def _with_reasons(typed: pa.Table, block: pa.Table, findings: Sequence[tuple[Mas
     for i, row in zip(at.tolist(), block.take(pa.array(at)).to_pylist(), strict=True):
         reasons[i] = "; ".join(reason for mask, reason in findings if mask[i])
         kept = row.pop(RAW) if given else None
-        raws[i] = kept if kept is not None else json.dumps({k: v for k, v in row.items() if k not in (ROW, REASON)}, default=str)
-    return typed.append_column(REASON, pa.array(reasons, pa.string())).append_column(RAW, pa.array(raws, pa.string()))
+        raws[i] = (
+            kept
+            if kept is not None
+            else json.dumps({k: v for k, v in row.items() if k not in (ROW, REASON)}, default=str)
+        )
+    return typed.append_column(REASON, pa.array(reasons, pa.string())).append_column(
+        RAW, pa.array(raws, pa.string())
+    )

@@ -1,7 +1,7 @@
 """Files in: CSV (also zipped or gzipped) and Parquet, each row numbered, a broken file an error that names it.
 
-CSV cells stay text here: the schema types them, so that one bad cell costs one row and not the file. A line with the
-wrong number of cells becomes a row that carries its reason.
+CSV cells stay text here: the schema types them, so that one bad cell costs one row and not the file. A line
+with the wrong number of cells becomes a row that carries its reason.
 """
 
 from __future__ import annotations
@@ -77,11 +77,15 @@ def _read_csv(stream: IO[bytes]) -> pa.Table:
     broken: list[tuple[int, str, str]] = []
 
     def keep(row: pcsv.InvalidRow) -> str:
-        broken.append((row.number, f"{row.actual_columns} cells where {row.expected_columns} belong", row.text))
+        broken.append(
+            (row.number, f"{row.actual_columns} cells where {row.expected_columns} belong", row.text)
+        )
         return "skip"
 
     data = stream.read()
-    header = pcsv.open_csv(io.BytesIO(data), parse_options=pcsv.ParseOptions(invalid_row_handler=lambda _: "skip")).schema
+    header = pcsv.open_csv(
+        io.BytesIO(data), parse_options=pcsv.ParseOptions(invalid_row_handler=lambda _: "skip")
+    ).schema
     table = pcsv.read_csv(
         io.BytesIO(data),
         read_options=pcsv.ReadOptions(use_threads=False),  # threads would lose the numbers of malformed lines

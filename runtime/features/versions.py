@@ -2,8 +2,8 @@
 
     <root>/<view>/v001/ part-*.parquet  quarantine/*.parquet  state/*  manifest.json
 
-A writer fills a hidden staging folder and renames it: the rename is the commit, and two writers that race for one number
-get two numbers. The manifest holds the SHA-256 of every file, so a version is named by its content too.
+A writer fills a hidden staging folder and renames it: the rename is the commit, and two writers that race for
+one number get two numbers. The manifest holds the SHA-256 of every file, so a version is named by its content too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ class DatasetVersion:
         expected = {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
-                state = "is missing" if name not in found else "is not in it" if name not in expected else "differs"
+                state = (
+                    "is missing"
+                    if name not in found
+                    else "is not in it"
+                    if name not in expected
+                    else "differs"
+                )
                 raise DataError(
                     f"{self.view} {self.version} does not match its manifest",
                     why=f"{name} {state}",
@@ -104,8 +110,11 @@ class Catalogue:
             if number.isdigit() and int(candidate.version[1:]) == int(number):
                 return candidate
         raise NotFound(
-            f"No {'version ' + version + ' of the' if versions else ''} feature view {view!r}".replace("  ", " "),
-            why=f"the catalogue {self.root} has " + (f"{versions[0].version}..{versions[-1].version}" if versions else "no such view"),
+            f"No {'version ' + version + ' of the' if versions else ''} feature view {view!r}".replace(
+                "  ", " "
+            ),
+            why=f"the catalogue {self.root} has "
+            + (f"{versions[0].version}..{versions[-1].version}" if versions else "no such view"),
             todo="moorage features list",
         )
 
@@ -135,7 +144,9 @@ class Catalogue:
 def staging(root: str | os.PathLike[str], view: str) -> Iterator[Path]:
     """A fresh hidden folder beside the view's versions; gone afterwards unless `commit` renamed it."""
     if not _VIEW.fullmatch(view):
-        raise DataError(f"{view!r} is no name for a feature view", todo="use a-z, 0-9, - and _", code="data-view-name")
+        raise DataError(
+            f"{view!r} is no name for a feature view", todo="use a-z, 0-9, - and _", code="data-view-name"
+        )
     folder = Path(root) / view
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -150,14 +161,17 @@ def staging(root: str | os.PathLike[str], view: str) -> Iterator[Path]:
 def commit(draft: Path, view: str, manifest: Mapping[str, Any]) -> DatasetVersion:
     """Makes the staged folder the next version and returns it. Durable when it returns.
 
-    The manifest gets `view`, `version`, `files` ({name: {bytes, sha256}}) and `digest`. A crash before the rename leaves no
-    version; a writer that loses the race for a number takes the next one.
+    The manifest gets `view`, `version`, `files` ({name: {bytes, sha256}}) and `digest`. A crash before the
+    rename leaves no version; a writer that loses the race for a number takes the next one.
     """
-    files = {
-        name: {"bytes": (draft / name).stat().st_size, "sha256": digest}
-        for name, digest in _digests(draft)
+    digests = dict(_digests(draft))
+    files = {name: {"bytes": (draft / name).stat().st_size, "sha256": sha} for name, sha in digests.items()}
+    body = {
+        **manifest,
+        "view": view,
+        "files": files,
+        "digest": content_digest(digests),
     }
-    body = {**manifest, "view": view, "files": files, "digest": content_digest({n: e["sha256"] for n, e in files.items()})}
     for name in files:
         _sync(draft / name)
     folder = draft.parent

@@ -1,7 +1,7 @@
 """D4, D8 (headline): no feature of the flights demo sees anything that was not known before scheduled departure.
 
-Real flights of January. Two proofs that share no code with what they test: each window recomputed by brute force from the
-raw file, and the future erased from the raw file with every feature unchanged.
+Real flights of January. Two proofs that share no code with what they test: each window recomputed by brute
+force from the raw file, and the future erased from the raw file with every feature unchanged.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("what", "time", "key", "tolerance", "strict", "expected"), CASES, ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("what", "time", "key", "tolerance", "strict", "expected"), CASES, ids=[c[0] for c in CASES]
+)
 def test_each_form_finds_the_row_a_reader_would(
     what: str, time: int, key: int, tolerance: int, strict: bool, expected: int
 ) -> None:

@@ -15,7 +15,9 @@ def ints(*values: int) -> np.ndarray:
 def test_an_event_known_at_the_moment_itself_is_not_in_the_window_and_one_at_its_start_is() -> None:
     known, keys, values = ints(90, 95, 100), ints(0, 0, 0), np.array([[7, 11, 1000]], dtype=np.int64)
     order, offsets = group_by_key(keys, known, 1)
-    counts, sums = rolling_sums(ints(100), ints(0), known[order], offsets, prefix_sums(values[:, order]), ints(10, 9, 5, 4))
+    counts, sums = rolling_sums(
+        ints(100), ints(0), known[order], offsets, prefix_sums(values[:, order]), ints(10, 9, 5, 4)
+    )
     assert counts[:, 0].tolist() == [2, 1, 1, 0]
     assert sums[:, 0, 0].tolist() == [18, 11, 11, 0]
     plain = rolling_reference(ints(100), ints(0), known, keys, values, ints(10, 9, 5, 4))
@@ -23,7 +25,9 @@ def test_an_event_known_at_the_moment_itself_is_not_in_the_window_and_one_at_its
 
 
 def test_an_unknown_key_has_no_events() -> None:
-    counts, sums = rolling_sums(ints(5, 5), ints(-1, 1), ints(1), ints(0, 1), prefix_sums(np.array([[3]])), ints(10))
+    counts, sums = rolling_sums(
+        ints(5, 5), ints(-1, 1), ints(1), ints(0, 1), prefix_sums(np.array([[3]])), ints(10)
+    )
     assert not counts.any() and not sums.any()
 
 
