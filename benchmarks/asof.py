@@ -63,7 +63,6 @@ def measure(quick: bool) -> list[Figure]:
 
 
 def timed(work: Callable[[], object]) -> float:
-
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
