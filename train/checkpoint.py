@@ -54,7 +54,9 @@ class CheckpointStore:
     `on_damage` hears each checkpoint that had to be skipped (step, why); by default it is logged as a warning.
     """
 
-    def __init__(self, root: Path | str, *, keep: int = 3, on_damage: Callable[[int, str], None] | None = None) -> None:
+    def __init__(
+        self, root: Path | str, *, keep: int = 3, on_damage: Callable[[int, str], None] | None = None
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least the newest checkpoint must stay")
         self.root, self.keep = Path(root), keep
@@ -99,7 +101,11 @@ class CheckpointStore:
 
     def _full(self, step: int, error: sealed.DiskFull) -> CheckpointError:
         steps = self.steps()
-        rest = f"the checkpoint of step {steps[-1]} is still usable" if steps else "there is no earlier checkpoint"
+        rest = (
+            f"the checkpoint of step {steps[-1]} is still usable"
+            if steps
+            else "there is no earlier checkpoint"
+        )
         return CheckpointError(
             f"no room for the checkpoint of step {step}",
             why=error.why,

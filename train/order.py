@@ -25,7 +25,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOrder:
-    """`rows` rows in global batches of `batch`, reshuffled each epoch; the last partial batch of an epoch is left out."""
+    """`rows` rows in global batches of `batch`, reshuffled each epoch; an epoch's last partial batch is left out."""
 
     rows: int
     batch: int

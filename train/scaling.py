@@ -116,7 +116,12 @@ def tune_resources(
 
 
 def tune_config(
-    configs: list[dict[str, Any]], *, metric: str, mode: str = "min", lease: LeaseView | None = None, **more: Any
+    configs: list[dict[str, Any]],
+    *,
+    metric: str,
+    mode: str = "min",
+    lease: LeaseView | None = None,
+    **more: Any,
 ) -> TuneConfig:
     """A `TuneConfig` that runs `configs` in order, as many at a time as the lease has workers."""
     from ray.tune import TuneConfig

@@ -18,12 +18,15 @@ def sample_configs(space: Mapping[str, Any], count: int, seed: int) -> list[dict
     """Draw `count` configurations from Tune domains; constants pass through. The same seed gives the same list."""
     rng = np.random.RandomState(seed)
     return [
-        {key: value.sample(random_state=rng) if isinstance(value, Domain) else value for key, value in space.items()}
+        {
+            key: value.sample(random_state=rng) if isinstance(value, Domain) else value
+            for key, value in space.items()
+        }
         for _ in range(count)
     ]
 
 
-class LeasedSearch(Searcher):  # type: ignore[misc]  # Ray ships no type for it
+class LeasedSearch(Searcher):
     """Hands out `configs` in order, as long as one of `slots` is free.
 
     Invariants: a slot is held by at most one running trial; `_next` configurations have been handed out.
@@ -38,7 +41,9 @@ class LeasedSearch(Searcher):  # type: ignore[misc]  # Ray ships no type for it
         self._next = 0
         self._held: dict[str, int] = {}  # trial id -> slot
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
         if metric:
             self._metric = metric
         if mode:
@@ -56,7 +61,9 @@ class LeasedSearch(Searcher):  # type: ignore[misc]  # Ray ships no type for it
         self._next += 1
         return config
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         self._held.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:

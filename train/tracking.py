@@ -13,7 +13,7 @@ from moorage.runtime.registry.tracking import Run
 from moorage.train.scaling import SLOT
 
 
-class TrackTrials(Callback):  # type: ignore[misc]  # Ray ships no type for it
+class TrackTrials(Callback):
     """One run per trial: its configuration as parameters, each report as metrics at its iteration.
 
     `on_end(trial index, last result, failed)` hears each end, for progress lines.
@@ -37,7 +37,9 @@ class TrackTrials(Callback):  # type: ignore[misc]  # Ray ships no type for it
         params = {key: value for key, value in trial.config.items() if key not in self._ignore}
         name = f"trial-{trial.config.get('trial_index', trial.trial_id)}"
         tags = {"moorage.trial": trial.trial_id}
-        self._runs[trial.trial_id] = self._registry.track(name, experiment=self._experiment, params=params, tags=tags)
+        self._runs[trial.trial_id] = self._registry.track(
+            name, experiment=self._experiment, params=params, tags=tags
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -15,7 +15,12 @@ class TorchLearner:
     """AdamW with a warm-up and cosine decay over `total` steps. `wrapped` is the network, or DDP around it."""
 
     def __init__(
-        self, net: FlightsNet, rows: Rows, hparams: Mapping[str, Any], total: int, wrapped: nn.Module | None = None
+        self,
+        net: FlightsNet,
+        rows: Rows,
+        hparams: Mapping[str, Any],
+        total: int,
+        wrapped: nn.Module | None = None,
     ) -> None:
         settings = {**DEFAULTS, **hparams}
         self.net, self.rows = net, rows
@@ -56,7 +61,9 @@ class DeepSpeedLearner:
     The optimiser's state is sharded: a checkpoint holds each rank's shard, so it resumes at the same world size.
     """
 
-    def __init__(self, engine: Any, net: FlightsNet, rows: Rows, rank: int, gather: Callable[..., list[Any]]) -> None:
+    def __init__(
+        self, engine: Any, net: FlightsNet, rows: Rows, rank: int, gather: Callable[..., list[Any]]
+    ) -> None:
         self.engine, self.net, self.rows, self.rank, self._gather = engine, net, rows, rank, gather
 
     def step(self, rows: torch.Tensor, step: int) -> float:
@@ -75,10 +82,12 @@ class DeepSpeedLearner:
         masters = [self._gather(part.detach()) for part in zero.single_partition_of_fp32_groups]
         adam = []
         for entry in self._adam().state_dict()["state"].values():
-            adam.append({
-                key: self._gather(value) if isinstance(value, torch.Tensor) and value.dim() else value
-                for key, value in entry.items()
-            })
+            adam.append(
+                {
+                    key: self._gather(value) if isinstance(value, torch.Tensor) and value.dim() else value
+                    for key, value in entry.items()
+                }
+            )
         return {"net": dict(self.net.state_dict()), "masters": masters, "adam": adam}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -90,4 +99,6 @@ class DeepSpeedLearner:
             i: {k: v[self.rank] if isinstance(v, list) else v for k, v in entry.items()}
             for i, entry in enumerate(state["adam"])
         }
-        self._adam().load_state_dict({"state": mine, "param_groups": self._adam().state_dict()["param_groups"]})
+        self._adam().load_state_dict(
+            {"state": mine, "param_groups": self._adam().state_dict()["param_groups"]}
+        )

@@ -19,7 +19,13 @@ import pyarrow.dataset as ds
 import torch
 from torch import nn
 
-DEFAULTS: dict[str, Any] = {"hidden": [64, 32], "embedding": 8, "dropout": 0.05, "lr": 2e-3, "weight_decay": 1e-5}
+DEFAULTS: dict[str, Any] = {
+    "hidden": [64, 32],
+    "embedding": 8,
+    "dropout": 0.1,
+    "lr": 4e-3,
+    "weight_decay": 1e-5,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ def latest_version(data: Path) -> Path:
     """The newest committed version directory of the feature view `flights`."""
     versions = sorted(p.parent for p in (data / "features" / "flights").glob("v*/manifest.json"))
     if not versions:
-        raise SystemExit(f"no version of the feature view 'flights' below {data / 'features'}: run features.py first")
+        raise SystemExit(
+            f"no version of the feature view 'flights' below {data / 'features'}: run features.py first"
+        )
     return versions[-1]
 
 
@@ -90,7 +98,9 @@ class FlightsNet(nn.Module):
         self.register_buffer("std", torch.ones(features))
         self.register_buffer("top", torch.tensor([card - 1 for card in cards], dtype=torch.int64))
         sizes = [min(int(hparams["embedding"]), math.ceil(card**0.5) + 1) for card in cards]
-        self.embeddings = nn.ModuleList(nn.Embedding(card, size) for card, size in zip(cards, sizes, strict=True))
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(card, size) for card, size in zip(cards, sizes, strict=True)
+        )
         layers: list[nn.Module] = []
         width = features + sum(sizes)
         for hidden in hparams["hidden"]:

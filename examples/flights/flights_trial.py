@@ -37,10 +37,16 @@ def trial(config: dict[str, Any], fixed: dict[str, Any]) -> None:
         figures = evaluate(june.label, predict(net, june))
         card = card_of(net, manifest, hparams, version.name, float(train.label.mean()))
         save(net, {**card, "steps": step, "validation": figures}, folder / "model")
-        tune.report({
-            "rung": step // every, "steps": step, "train_loss": loss,
-            "log_loss": figures["log_loss"], "auc": figures["auc"], "model": str(folder / "model"),
-        })
+        tune.report(
+            {
+                "rung": step // every,
+                "steps": step,
+                "train_loss": loss,
+                "log_loss": figures["log_loss"],
+                "auc": figures["auc"],
+                "model": str(folder / "model"),
+            }
+        )
 
     train_steps(
         TorchLearner(net, train, hparams, total),

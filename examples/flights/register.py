@@ -22,9 +22,13 @@ def say(event: str, **more: Any) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="flights")
-    parser.add_argument("--candidates", nargs="+", type=Path, required=True, help="model directories, in order")
+    parser.add_argument(
+        "--candidates", nargs="+", type=Path, required=True, help="model directories, in order"
+    )
     parser.add_argument("--data-version", default="", help="version of the features (default: newest)")
-    parser.add_argument("--margin", type=float, default=0.0, help="log-loss by which a candidate may be worse")
+    parser.add_argument(
+        "--margin", type=float, default=0.0, help="log-loss by which a candidate may be worse"
+    )
     return parser.parse_args()
 
 
@@ -64,7 +68,10 @@ def consider(registry: Any, args: argparse.Namespace, directory: Path, version: 
     figures, holdout = measure(directory, version)
     run_file = directory.parent / "run.json"
     made = registry.register(
-        args.name, directory, metrics=figures, data_version=card["data_version"],
+        args.name,
+        directory,
+        metrics=figures,
+        data_version=card["data_version"],
         code_version=code_version(Path(__file__).parent),
         lineage={"from_job": directory.parent.name, "from": directory.name, "feature_view": "flights"},
         run_id=json.loads(run_file.read_text())["run_id"] if run_file.exists() else "",
@@ -82,9 +89,18 @@ def consider(registry: Any, args: argparse.Namespace, directory: Path, version: 
     print(f"{args.name} version {made.version} ({source}): {verdict}")
     for reason in decision.reasons:
         print(f"    {reason}")
-    say("gate", version=made.version, source=source, passed=decision.passed, against=decision.against,
-        reasons=decision.reasons, log_loss=round(figures["log_loss"], 6), auc=round(figures["auc"], 5),
-        majority_log_loss=round(holdout.majority_log_loss, 6), sha256=made.sha256)
+    say(
+        "gate",
+        version=made.version,
+        source=source,
+        passed=decision.passed,
+        against=decision.against,
+        reasons=decision.reasons,
+        log_loss=round(figures["log_loss"], 6),
+        auc=round(figures["auc"], 5),
+        majority_log_loss=round(holdout.majority_log_loss, 6),
+        sha256=made.sha256,
+    )
     return decision.passed
 
 

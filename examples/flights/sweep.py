@@ -22,8 +22,18 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_SYNCER", "1")
 
 SPACES: dict[str, dict[str, Any]] = {
-    "wide": {"hidden": [[64], [128], [256]], "lr": (5e-4, 1e-2), "dropout": (0.0, 0.2), "embedding": [4, 8, 12]},
-    "deep": {"hidden": [[64, 32], [64, 32, 16], [96, 48]], "lr": (5e-4, 1e-2), "dropout": (0.0, 0.2), "embedding": [4, 8]},
+    "wide": {
+        "hidden": [[64], [128], [256]],
+        "lr": (5e-4, 1e-2),
+        "dropout": (0.0, 0.2),
+        "embedding": [4, 8, 12],
+    },
+    "deep": {
+        "hidden": [[64, 32], [64, 32, 16], [96, 48]],
+        "lr": (5e-4, 1e-2),
+        "dropout": (0.0, 0.2),
+        "embedding": [4, 8],
+    },
 }
 
 
@@ -36,7 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--space", choices=sorted(SPACES), default="wide")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rungs", type=int, default=4, help="how often a trial is looked at, and may be stopped")
+    parser.add_argument(
+        "--rungs", type=int, default=4, help="how often a trial is looked at, and may be stopped"
+    )
     parser.add_argument("--steps-per-rung", type=int, default=100)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--data-version", default="", help="version of the features (default: newest)")
@@ -92,8 +104,14 @@ def search(args: argparse.Namespace, fixed: dict[str, Any], data: Path, job: str
     config = tune.RunConfig(name=job, storage_path=str(storage), callbacks=callbacks, verbose=0)
     configs = sample_configs(space(args.space), args.trials, args.seed)
     asha = ASHAScheduler(time_attr="rung", max_t=args.rungs, grace_period=1, reduction_factor=2)
-    settings = tune_config(configs, metric="log_loss", mode="min", scheduler=asha, reuse_actors=True,
-                           trial_dirname_creator=lambda t: f"trial-{t.config['trial_index']:03d}")
+    settings = tune_config(
+        configs,
+        metric="log_loss",
+        mode="min",
+        scheduler=asha,
+        reuse_actors=True,
+        trial_dirname_creator=lambda t: f"trial-{t.config['trial_index']:03d}",
+    )
     if tune.Tuner.can_restore(str(storage / job)):
         say("resumed", job=job)
         tuner = tune.Tuner.restore(str(storage / job), trainable=runnable, resume_errored=True)
@@ -119,18 +137,29 @@ def summarise(results: Any, args: argparse.Namespace, version: Path, runs: Path,
         shutil.copytree(result.metrics["model"], runs / label)
     table = [
         {
-            "trial": r.config["trial_index"], "rungs": r.metrics["rung"], "log_loss": r.metrics["log_loss"],
-            "auc": r.metrics["auc"], **{k: r.config[k] for k in ("hidden", "embedding", "lr", "dropout")},
+            "trial": r.config["trial_index"],
+            "rungs": r.metrics["rung"],
+            "log_loss": r.metrics["log_loss"],
+            "auc": r.metrics["auc"],
+            **{k: r.config[k] for k in ("hidden", "embedding", "lr", "dropout")},
         }
         for r in ranked
     ]
     body = {"space": args.space, "seed": args.seed, "data_version": version.name, "trials": table}
     (runs / "sweep.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
     for row in table:
-        print(f"trial {row['trial']:>2}  rungs {row['rungs']}  log-loss {row['log_loss']:.5f}  AUC {row['auc']:.4f}  "
-              f"hidden {row['hidden']}  lr {row['lr']:.2g}")
-    say("swept", trials=len(table), errors=results.num_errors, seconds=round(seconds, 1), best=table[0],
-        model=str(runs / "best"))
+        print(
+            f"trial {row['trial']:>2}  rungs {row['rungs']}  log-loss {row['log_loss']:.5f}  AUC {row['auc']:.4f}  "
+            f"hidden {row['hidden']}  lr {row['lr']:.2g}"
+        )
+    say(
+        "swept",
+        trials=len(table),
+        errors=results.num_errors,
+        seconds=round(seconds, 1),
+        best=table[0],
+        model=str(runs / "best"),
+    )
 
 
 if __name__ == "__main__":

@@ -28,13 +28,21 @@ def say(event: str, **more: Any) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=512, help="global batch: rows per optimiser step, over all workers")
-    parser.add_argument("--steps", type=int, default=0, help="stop after this many steps (default: all epochs)")
-    parser.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument(
+        "--batch", type=int, default=1024, help="global batch: rows per optimiser step, over all workers"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=0, help="stop after this many steps (default: all epochs)"
+    )
+    parser.add_argument("--checkpoint-every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--keep", type=int, default=3, help="checkpoints kept")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--hparams", type=json.loads, default={}, help="JSON that overrides the model's defaults")
-    parser.add_argument("--data-version", default="", help="version of the features, e.g. v001 (default: newest)")
+    parser.add_argument(
+        "--hparams", type=json.loads, default={}, help="JSON that overrides the model's defaults"
+    )
+    parser.add_argument(
+        "--data-version", default="", help="version of the features, e.g. v001 (default: newest)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="workers when no lease says how many")
     parser.add_argument("--max-failures", type=int, default=3, help="worker deaths to recover from")
     parser.add_argument("--deepspeed", action="store_true", help="ZeRO-2 through DeepSpeed instead of DDP")
@@ -99,8 +107,9 @@ def make_learner(net: Any, rows: Any, config: dict[str, Any], total: int, rank: 
         return TorchLearner(net, rows, config["hparams"], total, wrapped)
 
     import deepspeed
+    from flights_model import DEFAULTS
 
-    lr = float({"lr": 2e-3, **config["hparams"]}["lr"])
+    lr = float({**DEFAULTS, **config["hparams"]}["lr"])
     per_rank = config["batch"] // dist.get_world_size()
     engine, *_ = deepspeed.initialize(
         model=net,
@@ -111,7 +120,10 @@ def make_learner(net: Any, rows: Any, config: dict[str, Any], total: int, rank: 
             "zero_optimization": {"stage": 2},
             # torch's own Adam: the fused one needs a compiler on every node
             "optimizer": {"type": "AdamW", "params": {"lr": lr, "torch_adam": True}},
-            "scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": total, "warmup_num_steps": total // 10}},
+            "scheduler": {
+                "type": "WarmupCosineLR",
+                "params": {"total_num_steps": total, "warmup_num_steps": total // 10},
+            },
             "steps_per_print": total + 1,
         },
     )
@@ -176,8 +188,13 @@ def main() -> None:
     fit(config, args)
     last = last_step(runs / "steps-rank0.jsonl") or {}
     track(config, runs, data)
-    say("trained", step=last.get("step"), loss=last.get("loss"), seconds=round(time.monotonic() - began, 1),
-        model=str(runs / "model"))
+    say(
+        "trained",
+        step=last.get("step"),
+        loss=last.get("loss"),
+        seconds=round(time.monotonic() - began, 1),
+        model=str(runs / "model"),
+    )
 
 
 def fit(config: dict[str, Any], args: argparse.Namespace) -> None:
@@ -220,8 +237,10 @@ def track(config: dict[str, Any], runs: Path, data: Path) -> None:
         "moorage.environment": current_environment().digest,
     }
     run = Registry.open(data).track(
-        "deepspeed" if config["deepspeed"] else "ddp", experiment="flights",
-        params={key: config[key] for key in keep}, tags=tags,
+        "deepspeed" if config["deepspeed"] else "ddp",
+        experiment="flights",
+        params={key: config[key] for key in keep},
+        tags=tags,
     )
     with run:
         for line in read_steps(runs / "steps-rank0.jsonl"):

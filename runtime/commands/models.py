@@ -17,7 +17,9 @@ DATA_OPTION = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="The data folder [default: $MOORAGE_DATA, else data in the pool's home].",
 )
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
+)
 
 
 def registry(data: Path | None) -> Registry:
@@ -53,7 +55,9 @@ def list_(name: str | None, data: Path | None, as_json: bool) -> None:
     if not versions:
         click.echo(f"No models{f' named {name!r}' if name else ''} in {shelf.data}.")
         return
-    click.echo(f"{'MODEL':<16} {'VERSION':>7}  {'ALIASES':<20} {'GATE':<10} {'LOG-LOSS':>9} {'AUC':>7}  {'DATA':<8} SHA-256")
+    click.echo(
+        f"{'MODEL':<16} {'VERSION':>7}  {'ALIASES':<20} {'GATE':<10} {'LOG-LOSS':>9} {'AUC':>7}  {'DATA':<8} SHA-256"
+    )
     for version in versions:
         figures = version.metrics
         click.echo(
@@ -76,15 +80,21 @@ def show(model: str, data: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({**version.as_dict(), "verified": True}))
         return
     created = datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(timespec="seconds")
-    click.echo(f"{version.name} version {version.version}  {_decision(version)}  {', '.join(version.aliases) or 'no alias'}")
+    click.echo(
+        f"{version.name} version {version.version}  {_decision(version)}  {', '.join(version.aliases) or 'no alias'}"
+    )
     click.echo(f"  artifact     {version.path}  verified")
-    click.echo(f"  created      {created} by job {version.lineage.get('job', '-')}, team {version.lineage.get('team', '-')}")
+    click.echo(
+        f"  created      {created} by job {version.lineage.get('job', '-')}, team {version.lineage.get('team', '-')}"
+    )
     click.echo(f"  data         {version.data_version or '-'}")
     click.echo(f"  code         {version.code_version or '-'}")
     click.echo(f"  environment  {version.environment[:12]}")
     click.echo("  metrics      " + ", ".join(f"{k} {v:.6g}" for k, v in sorted(version.metrics.items())))
     for check in (version.gate or {}).get("checks", []):
-        click.echo(f"  gate         {'ok  ' if check['passed'] else 'FAIL'} {check['rule']}: {check['reason']}")
+        click.echo(
+            f"  gate         {'ok  ' if check['passed'] else 'FAIL'} {check['rule']}: {check['reason']}"
+        )
 
 
 @models.command()

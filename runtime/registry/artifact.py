@@ -94,10 +94,14 @@ def adopt(directory: Path, root: Path) -> tuple[Path, sealed.Seal]:
     A sealed directory must verify; an unsealed one is sealed by the copy.
     """
     if not directory.is_dir():
-        raise InvalidRequest(f"no model directory at {directory}", todo="pass the directory that save_model wrote")
+        raise InvalidRequest(
+            f"no model directory at {directory}", todo="pass the directory that save_model wrote"
+        )
     check_safe(directory)
     if not (directory / WEIGHTS).is_file() or not (directory / CARD).is_file():
-        raise InvalidRequest(f"{directory.name} is not a model directory", why=f"it needs {WEIGHTS} and {CARD}")
+        raise InvalidRequest(
+            f"{directory.name} is not a model directory", why=f"it needs {WEIGHTS} and {CARD}"
+        )
     if (directory / sealed.MANIFEST).exists():
         meta = dict(sealed.verify(directory).meta)
     else:

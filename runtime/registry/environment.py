@@ -27,13 +27,17 @@ class Environment:
         return {name: self.packages[name] for name in _NAMED if name in self.packages}
 
     def as_json(self) -> str:
-        body = {"python": self.python, "platform": self.platform, "packages": dict(sorted(self.packages.items()))}
+        body = {
+            "python": self.python,
+            "platform": self.platform,
+            "packages": dict(sorted(self.packages.items())),
+        }
         return json.dumps(body, indent=1, sort_keys=True)
 
 
 def current_environment() -> Environment:
     """The environment of this process."""
-    packages = {}
+    packages: dict[str, str] = {}
     for found in metadata.distributions():
         name = found.metadata["Name"]
         if name:

@@ -86,10 +86,16 @@ def gate(
 
 
 def _finite(candidate: Holdout) -> Check:
-    figures = {"log_loss": candidate.log_loss, "auc": candidate.auc, "majority_log_loss": candidate.majority_log_loss}
+    figures = {
+        "log_loss": candidate.log_loss,
+        "auc": candidate.auc,
+        "majority_log_loss": candidate.majority_log_loss,
+    }
     odd = [name for name, value in figures.items() if not math.isfinite(value)]
     return Check(
-        rule="finite", passed=not odd, reason=f"not finite: {', '.join(odd)}" if odd else "all metrics are finite"
+        rule="finite",
+        passed=not odd,
+        reason=f"not finite: {', '.join(odd)}" if odd else "all metrics are finite",
     )
 
 

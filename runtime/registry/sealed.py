@@ -80,7 +80,9 @@ def _walk(directory: Path) -> list[str]:
     names = []
     for path in sorted(directory.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise Damaged(f"{path.name} is not a plain file", why="links and devices may point outside the directory")
+            raise Damaged(
+                f"{path.name} is not a plain file", why="links and devices may point outside the directory"
+            )
         if path.is_file() and path.name != MANIFEST:
             names.append(path.relative_to(directory).as_posix())
     return names
@@ -113,19 +115,21 @@ def commit(final: Path, write: Callable[[Path], None], meta: Mapping[str, Any] |
 
 
 def _seal(work: Path, meta: Mapping[str, Any]) -> Seal:
-    files = {}
+    files: dict[str, dict[str, str | int]] = {}
+    sizes: dict[str, int] = {}
     for name in _walk(work):
         path = work / name
         with open(path, "rb") as source:
             os.fsync(source.fileno())
         digest, size = _hash(path)
-        files[name] = {"sha256": digest, "bytes": size}
-    body = json.dumps({"format": _FORMAT, "files": files, "meta": dict(meta)}, sort_keys=True, indent=1).encode()
+        files[name], sizes[name] = {"sha256": digest, "bytes": size}, size
+    body = json.dumps(
+        {"format": _FORMAT, "files": files, "meta": dict(meta)}, sort_keys=True, indent=1
+    ).encode()
     write_bytes(work / MANIFEST, body)
     for folder in (p for p in work.rglob("*") if p.is_dir()):
         sync_directory(folder)
     sync_directory(work)
-    sizes = {name: entry["bytes"] for name, entry in files.items()}
     return Seal(sha256=hashlib.sha256(body).hexdigest(), files=sizes, meta=dict(meta))
 
 

@@ -53,7 +53,16 @@ class Version:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON for `moorage models`."""
-        names = ("name", "version", "sha256", "run_id", "created_ms", "data_version", "code_version", "environment")
+        names = (
+            "name",
+            "version",
+            "sha256",
+            "run_id",
+            "created_ms",
+            "data_version",
+            "code_version",
+            "environment",
+        )
         out: dict[str, Any] = {name: getattr(self, name) for name in names}
         out |= {"path": str(self.path), "aliases": list(self.aliases), "metrics": dict(self.metrics)}
         return out | {"lineage": dict(self.lineage), "gate": dict(self.gate) if self.gate else None}
@@ -115,7 +124,12 @@ class Registry:
             return str(client.create_experiment(name, artifact_location=(self.artifacts / "runs").as_uri()))
 
     def track(
-        self, run_name: str, *, experiment: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+        self,
+        run_name: str,
+        *,
+        experiment: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
     ) -> Run:
         """Start a run; use it as a context manager (an exception ends it as FAILED)."""
         tags = {**_job_tags(), **(tags or {})}
@@ -255,7 +269,9 @@ class Registry:
         Raises Conflict when the gate refused it, never ran, or compared it with another champion than today's.
         """
         if alias == PREVIOUS or not _NAME.fullmatch(alias):
-            raise InvalidRequest(f"alias {alias!r} cannot be given", why="'previous' follows promotions by itself")
+            raise InvalidRequest(
+                f"alias {alias!r} cannot be given", why="'previous' follows promotions by itself"
+            )
         with self._lock("registry"):
             candidate, holder = self.version(name, version), self.aliases(name).get(alias)
             if holder == version:
@@ -308,7 +324,11 @@ class Registry:
         if seal.sha256 != found.sha256:
             raise sealed.Damaged(f"version {number} of {name} is not the artifact that was registered")
         return Resolved(
-            name=name, version=found.version, path=found.path, sha256=seal.sha256, data_version=found.data_version
+            name=name,
+            version=found.version,
+            path=found.path,
+            sha256=seal.sha256,
+            data_version=found.data_version,
         )
 
 

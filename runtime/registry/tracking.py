@@ -44,7 +44,9 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(self._clock() * 1000)
-        self._buffer += [Metric(k, float(v), now, step) for k, v in metrics.items() if math.isfinite(float(v))]
+        self._buffer += [
+            Metric(k, float(v), now, step) for k, v in metrics.items() if math.isfinite(float(v))
+        ]
         if len(self._buffer) >= _BATCH:
             self.flush()
 
@@ -61,5 +63,7 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.end("FINISHED" if kind is None else "FAILED")

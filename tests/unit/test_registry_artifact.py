@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import pickle  # noqa: TID251 - made here only to be refused
 import zipfile
 from pathlib import Path
 
@@ -47,7 +47,9 @@ def archive(path: Path) -> None:
 
 @pytest.mark.parametrize("write", [torch_zip, plain_pickle, archive])
 @pytest.mark.parametrize("name", ["weights.pt", "weights.pkl", "model.safetensors", "notes.json"])
-def test_pickles_and_archives_are_refused_under_any_name(model: Path, tmp_path: Path, write: object, name: str) -> None:
+def test_pickles_and_archives_are_refused_under_any_name(
+    model: Path, tmp_path: Path, write: object, name: str
+) -> None:
     assert callable(write)
     write(model / name)
     (model / sealed.MANIFEST).unlink()  # as from a user who brought the folder from elsewhere

@@ -48,7 +48,9 @@ def test_the_margin_is_inclusive() -> None:
         ({"majority_log_loss": float("nan")}, "finite"),
     ],
 )
-def test_a_model_that_learned_nothing_is_refused_even_without_a_champion(change: dict[str, float], rule: str) -> None:
+def test_a_model_that_learned_nothing_is_refused_even_without_a_champion(
+    change: dict[str, float], rule: str
+) -> None:
     assert failed(replace(GOOD, **change), None) == [rule]
 
 

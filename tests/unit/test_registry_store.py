@@ -40,7 +40,11 @@ def holdout(log_loss: float) -> Holdout:
 def add(registry: Registry, name: str, value: float, folder: Path) -> int:
     save_model(folder / str(value), {"w": torch.full((3,), value)}, {"value": value})
     made = registry.register(
-        name, folder / str(value), metrics={"log_loss": value, "auc": 0.8}, data_version="v001", code_version="sha256:abc"
+        name,
+        folder / str(value),
+        metrics={"log_loss": value, "auc": 0.8},
+        data_version="v001",
+        code_version="sha256:abc",
     )
     return made.version
 
@@ -100,7 +104,9 @@ def test_promotion_keeps_the_previous_and_rollback_returns_to_it(
     assert none.value.code == "no-previous"
 
 
-def test_a_decision_against_yesterdays_champion_is_stale(registry: Registry, name: str, tmp_path: Path) -> None:
+def test_a_decision_against_yesterdays_champion_is_stale(
+    registry: Registry, name: str, tmp_path: Path
+) -> None:
     early = add(registry, name, 0.47, tmp_path)
     assert registry.gate(name, early, holdout(0.47)).passed
     crown(registry, name, BETTER, tmp_path)
@@ -129,12 +135,17 @@ def test_a_tampered_artifact_is_neither_resolved_nor_promoted(
         (path / "model.json").write_text('{"value": 1}')
     else:
         save_model(path, {"w": torch.zeros(3)}, {"value": "mine"})
-    for attempt in (lambda: registry.resolve(f"models:/{name}/{version}"), lambda: registry.promote(name, version)):
+    for attempt in (
+        lambda: registry.resolve(f"models:/{name}/{version}"),
+        lambda: registry.promote(name, version),
+    ):
         with pytest.raises(sealed.Damaged):
             attempt()
 
 
-@pytest.mark.parametrize("uri", ["models:/x", "models:/../../etc@champion", "flights", "models:/a b@c", "models:/x@"])
+@pytest.mark.parametrize(
+    "uri", ["models:/x", "models:/../../etc@champion", "flights", "models:/a b@c", "models:/x@"]
+)
 def test_a_malformed_uri_is_refused(registry: Registry, uri: str) -> None:
     with pytest.raises(InvalidRequest):
         registry.resolve(uri)
@@ -177,7 +188,9 @@ def test_two_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
             pass
     """)
     racers = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), who], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), who], stderr=subprocess.PIPE, text=True
+        )
         for who in ("a", "b")
     ]
     errors = [racer.communicate(timeout=120)[1] for racer in racers]
@@ -200,9 +213,14 @@ def test_the_command_lists_shows_and_promotes(registry: Registry, name: str, tmp
     runner = CliRunner()
     listed = runner.invoke(models, ["list", name, *data], catch_exceptions=False).output
     assert "champion" in listed and "undecided" in listed
-    shown = json.loads(runner.invoke(models, ["show", f"{name}@champion", "--json", *data], catch_exceptions=False).output)
+    shown = json.loads(
+        runner.invoke(models, ["show", f"{name}@champion", "--json", *data], catch_exceptions=False).output
+    )
     assert shown["version"] == version and shown["gate"]["passed"] is True
-    assert "verified" in runner.invoke(models, ["show", f"{name}/{version}", *data], catch_exceptions=False).output
+    assert (
+        "verified"
+        in runner.invoke(models, ["show", f"{name}/{version}", *data], catch_exceptions=False).output
+    )
     refused = runner.invoke(models, ["promote", f"{name}/2", *data])
     assert isinstance(refused.exception, MoorageError) and refused.exception.code == "gate-missing"
 

@@ -25,7 +25,11 @@ from moorage.train.pack import pack, unpack
 
 
 def state_of(step: int) -> dict[str, object]:
-    return {"net": {"w": torch.full((50, 50), float(step))}, "groups": [{"lr": 0.1, "params": [0, 1]}], "n": step}
+    return {
+        "net": {"w": torch.full((50, 50), float(step))},
+        "groups": [{"lr": 0.1, "params": [0, 1]}],
+        "n": step,
+    }
 
 
 @pytest.fixture
@@ -61,7 +65,9 @@ def test_an_empty_store_has_no_latest(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "none").latest() is None
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest", "extra", "empty-manifest", "other-step"])
+@pytest.mark.parametrize(
+    "damage", ["truncate", "flip", "remove", "manifest", "extra", "empty-manifest", "other-step"]
+)
 def test_a_damaged_newest_falls_back_to_the_previous_and_says_so(tmp_path: Path, damage: str) -> None:
     told: list[tuple[int, str]] = []
     store = CheckpointStore(tmp_path, on_damage=lambda step, why: told.append((step, why)))
@@ -88,7 +94,9 @@ def test_a_damaged_newest_falls_back_to_the_previous_and_says_so(tmp_path: Path,
     assert told[0][1]
 
 
-def test_by_default_the_fallback_is_a_logged_warning(store: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_by_default_the_fallback_is_a_logged_warning(
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
     (store.path(30) / "state.json").write_bytes(b"{")
     assert newest_step(store) == 20
     assert any("step 30" in record.message and record.levelname == "WARNING" for record in caplog.records)

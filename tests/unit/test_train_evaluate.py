@@ -34,7 +34,9 @@ def test_both_agree_with_scikit_learn(seed: int) -> None:
     inside = np.clip(scores, 0.01, 0.99)
     assert auc(labels, scores) == pytest.approx(sklearn.roc_auc_score(labels, scores), abs=1e-12)
     assert log_loss(labels, inside) == pytest.approx(sklearn.log_loss(labels, inside), abs=1e-12)
-    assert evaluate(labels, inside)["brier"] == pytest.approx(sklearn.brier_score_loss(labels, inside), abs=1e-12)
+    assert evaluate(labels, inside)["brier"] == pytest.approx(
+        sklearn.brier_score_loss(labels, inside), abs=1e-12
+    )
 
 
 def test_the_majority_baseline_is_the_entropy_when_the_rates_agree() -> None:

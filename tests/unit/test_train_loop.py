@@ -114,7 +114,9 @@ def test_all_ranks_follow_rank_zero(tmp_path: Path) -> None:
         run(Learner(20), tmp_path)
     seen: list[Any] = []
     peers = Peers(rank=1, world=2, agree=lambda _: 7)
-    done = run(Learner(), tmp_path, peers=peers, on_checkpoint=lambda step, loss, saved: seen.append((step, saved)))
+    done = run(
+        Learner(), tmp_path, peers=peers, on_checkpoint=lambda step, loss, saved: seen.append((step, saved))
+    )
     assert done.start == 7 and seen[0] == (14, None)
     assert CheckpointStore(tmp_path).steps() == [7, 14]
 

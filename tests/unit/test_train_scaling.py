@@ -8,13 +8,25 @@ import pytest
 
 from moorage.cluster.binding import LEASE_VARIABLE, LeaseView, WorkerView, encode
 from moorage.errors import InvalidRequest
-from moorage.train import LeasedSearch, sample_configs, scaling_config, tune_config, tune_resources, tune_slots
+from moorage.train import (
+    LeasedSearch,
+    sample_configs,
+    scaling_config,
+    tune_config,
+    tune_resources,
+    tune_slots,
+)
 from moorage.train.scaling import SLOT
 
 
 def worker(node: str, device: int = 0, milli_gpu: int = 500, milli_cpu: int = 1000) -> WorkerView:
     return WorkerView(
-        node=node, ray_node_id=f"id-{node}", devices=(device,), milli_gpu=milli_gpu, gpu_mib=0, milli_cpu=milli_cpu
+        node=node,
+        ray_node_id=f"id-{node}",
+        devices=(device,),
+        milli_gpu=milli_gpu,
+        gpu_mib=0,
+        milli_cpu=milli_cpu,
     )
 
 
@@ -53,7 +65,10 @@ def test_a_lease_without_gpus_trains_on_cpus() -> None:
 
 
 def test_uneven_and_empty_leases_are_refused_with_the_reason() -> None:
-    for bad, code in ((lease(worker("a"), worker("b", milli_gpu=700)), "lease-uneven"), (lease(), "lease-without-workers")):
+    for bad, code in (
+        (lease(worker("a"), worker("b", milli_gpu=700)), "lease-uneven"),
+        (lease(), "lease-without-workers"),
+    ):
         with pytest.raises(InvalidRequest) as caught:
             scaling_config(lease=bad)
         assert caught.value.code == code
