@@ -79,7 +79,7 @@ def start(options: argparse.Namespace) -> Any:
         raise SystemExit("RAY_AUTH_MODE is not 'token': this cluster would obey anyone on this machine")
     cluster = Cluster()
     try:
-        with rayapi.address_file_untouched():
+        with rayapi.address_file_kept_in(str(ClusterPaths(options.home).ray_temp)):
             for index in range(options.nodes):
                 cluster.add_node(wait=False, **node_arguments(index, options))
             cluster.wait_for_nodes(timeout=60)

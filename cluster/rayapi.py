@@ -72,13 +72,14 @@ def dashboard_url(context: Any) -> str:
 
 
 @contextlib.contextmanager
-def address_file_untouched() -> Iterator[None]:
-    """Keep `cluster_utils.Cluster` from writing Ray's machine-wide address file.
+def address_file_kept_in(temp_dir: str) -> Iterator[None]:
+    """Make `cluster_utils.Cluster` note its address in its own temp folder, not in Ray's machine-wide file.
 
-    With it any bare `ray.init()` on this machine would try to join this pool, past the front door.
+    In the machine-wide one any bare `ray.init()` would try to join this pool, past the front door. Noted nowhere,
+    the pool's job supervisors look for *any* GCS process and start drivers in another cluster of this machine.
     """
     original = ray._private.utils.write_ray_address
-    ray._private.utils.write_ray_address = lambda *_: None
+    ray._private.utils.write_ray_address = lambda address, _=None: original(address, temp_dir)
     try:
         yield
     finally:
