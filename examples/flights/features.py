@@ -21,6 +21,7 @@ import flights_schema
 import flights_state
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from flights_features import FlightFeatures, split_of
 from flights_schema import EVENT, departure_minutes
 
@@ -89,13 +90,10 @@ def labelled_rows(flights: pa.Table, features: FlightFeatures) -> pa.Table:
             "split": pa.array(split_of(month).tolist(), pa.string()),
         }
     )
-    for name, column in zip(*_columns(features.transform(flights.select(EVENT.names))), strict=True):
-        table = table.append_column(name, column)
+    numeric = features.transform(flights.select(EVENT.names))
+    for name in numeric.column_names:
+        table = table.append_column(name, numeric[name])
     return table
-
-
-def _columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:
-    return table.column_names, table.columns
 
 
 def accounts(checked: dict[str, pipeline.Checked], flights: pa.Table, written: int) -> dict[str, Any]:
@@ -134,41 +132,31 @@ def build(inputs: list[Source], output: Path, fingerprint: str, digests: dict[st
             splits[part["value"]] = splits.get(part["value"], 0) + int(part["rows"])
         bad = pa.concat_tables(c.quarantine() for c in checked.values())
         pipeline.write_table(bad, draft / "quarantine" / "rows.parquet")
+        read = [
+            {"name": s.name, "uri": s.path, "sha256": digests[s.name], "rows": checked[s.name].rows_in}
+            for s in inputs
+        ]
         manifest = {
+            **described(features, pq.read_schema(draft / parts[0]["file"])),
             "rows": splits,
             "accounts": accounts(checked, good["flights"], sum(splits.values())),
-            "splits": {"train": "2013-01..2013-06", "gate": "2013-07", "test": "2013-08..2013-12"},
-            "schema": {
-                n: str(t)
-                for n, t in zip(_schema(draft, parts).names, _schema(draft, parts).types, strict=True)
-            },
-            "features": features.names,
-            "categoricals": flights_state.categoricals(features.constants),
-            "label": {"name": "label", "meaning": f"arr_delay > {flights_features.LATE_MINUTES} minutes"},
-            "event": {n: str(t) for n, t in zip(EVENT.names, EVENT.types, strict=True)},
             "histories": histories,
             "fingerprint": fingerprint,
-            "lineage": lineage.record(
-                [
-                    {
-                        "name": s.name,
-                        "uri": s.path,
-                        "sha256": digests[s.name],
-                        "rows": checked[s.name].rows_in,
-                    }
-                    for s in inputs
-                ],
-                code=CODE,
-                previous=Catalogue(output).versions(VIEW),
-            ),
+            "lineage": lineage.record(read, code=CODE, previous=Catalogue(output).versions(VIEW)),
         }
         return commit(draft, VIEW, manifest)
 
 
-def _schema(draft: Path, parts: list[dict[str, Any]]) -> pa.Schema:
-    import pyarrow.parquet as pq
-
-    return pq.read_schema(draft / parts[0]["file"])
+def described(features: FlightFeatures, schema: pa.Schema) -> dict[str, Any]:
+    """The part of the manifest that says what the columns are."""
+    return {
+        "splits": {"train": "2013-01..2013-06", "gate": "2013-07", "test": "2013-08..2013-12"},
+        "schema": {field.name: str(field.type) for field in schema},
+        "features": features.names,
+        "categoricals": flights_state.categoricals(features.constants),
+        "label": {"name": "label", "meaning": f"arr_delay > {flights_features.LATE_MINUTES} minutes"},
+        "event": {field.name: str(field.type) for field in EVENT},
+    }
 
 
 CODE = [Path(m.__file__ or "") for m in (flights_features, flights_schema, flights_state)] + [Path(__file__)]

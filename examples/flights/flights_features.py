@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from flights_schema import DAY, EVENT, Minutes, clock_minutes, departure_minutes
+from flights_schema import DAY, EVENT, ORIGIN_ZONE, Minutes, clock_minutes, departure_minutes
 from numpy.typing import NDArray
 
 from moorage.errors import DataError
-from moorage.runtime.features.clock import utc_offsets
+from moorage.runtime.features.clock import days_in_month, utc_offsets
 from moorage.runtime.features.history import AsofTable, History, Vocabulary, floats, ints
 
 Floats = NDArray[np.float64]
 # Destinations that the airports file lacks, all in Puerto Rico and the Virgin Islands.
 MORE_ZONES = dict.fromkeys(("SJU", "BQN", "STT", "PSE"), "America/Puerto_Rico")
+HOUR = 60
 LATE_MINUTES = 15
 CLIP = (-60, 180)  # a wild delay must not own a window's mean; the late rate counts it all the same
 GROUND_LIMIT = 5 * 60
@@ -141,9 +142,7 @@ class FlightFeatures:
 
     def _block_minutes(self, rows: pa.Table, at: Minutes) -> Minutes:
         """Scheduled minutes gate to gate; a destination whose zone nobody knows is taken to be in the origin's."""
-        zones = np.array(
-            [self._zones.get(d, self._zones["JFK"]) for d in rows["dest"].to_pylist()], dtype=object
-        )
+        zones = np.array([self._zones.get(d, ORIGIN_ZONE) for d in rows["dest"].to_pylist()], dtype=object)
         departs = at.copy()
         for zone in sorted(set(zones.tolist())):
             there = zones == zone
@@ -179,9 +178,6 @@ class FlightFeatures:
         return {name: codes[name].astype(np.int32) for name in CATEGORICALS}
 
 
-HOUR = 60
-
-
 def _events(events: pa.Table) -> pa.Table:
     missing = [name for name in EVENT.names if name not in events.column_names]
     if missing:
@@ -198,7 +194,29 @@ def _events(events: pa.Table) -> pa.Table:
     for name in EVENT.names:
         if name != "tailnum" and rows[name].null_count:
             raise DataError(f"{name} is missing in an event", code="data-invalid", field=name)
+    for name, sound in _expectations(rows).items():
+        if not sound.all():
+            row = int(np.argmin(sound))
+            raise DataError(
+                f"{name} of event {row} cannot be: {rows[name][row].as_py()}", code="data-invalid", field=name
+            )
     return rows
+
+
+def _expectations(rows: pa.Table) -> dict[str, NDArray[np.bool_]]:
+    """Per column, which rows have a value that a calendar, a clock or a map can have."""
+    year, month, day = (ints(rows, name) for name in ("year", "month", "day"))
+    distance = floats(rows, "distance")
+    sound = {
+        "year": (year >= 1990) & (year <= 2100),
+        "month": (month >= 1) & (month <= 12),
+        "day": (day >= 1) & (day <= days_in_month(year, month)),
+        "distance": (distance >= 1) & (distance <= 12_000),
+    }
+    for name, last in (("sched_dep_time", 2359), ("sched_arr_time", 2400)):
+        clock = ints(rows, name)
+        sound[name] = (clock >= 0) & (clock <= last) & (clock % 100 < 60)
+    return sound
 
 
 def _weekday(rows: pa.Table) -> Minutes:

@@ -25,6 +25,7 @@ from flights_features import (
 from flights_schema import DAY, Minutes, clock_minutes, departure_minutes
 from numpy.typing import NDArray
 
+from moorage.errors import DataError
 from moorage.runtime.features.clock import utc_offsets
 from moorage.runtime.features.history import Vocabulary, floats, ints
 
@@ -112,6 +113,13 @@ def fit(
 def _constants(flights: pa.Table, state: dict[str, pa.Table]) -> dict[str, Any]:
     """Vocabularies and what stands in for a missing value, from the training months alone."""
     train = flights.filter(pa.array(split_of(ints(flights, "month")) == "train"))
+    if train["arr_delay"].null_count == train.num_rows:
+        raise DataError(
+            "No flight of January to June that arrived is left after the checks",
+            why="vocabularies and medians come from those months",
+            todo="look at the quarantine reasons above",
+            code="data-empty",
+        )
     end = int(departure_minutes(train)[0].max())
     past = {
         name: t.filter(pc.less_equal(t["known"], end))

@@ -69,12 +69,21 @@ def start(*, cpus: int | None = None) -> None:
     lease = binding.current()
     if lease is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(**limits(lease))
+        context.execution_options.label_selector = nodes(lease)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def limits(lease: binding.LeaseView) -> dict[str, float]:
     """What Ray Data may use at once under this lease: the workers' CPUs (at least one) and no more than their GPUs."""
     return {"cpu": max(1.0, sum(worker.cpus for worker in lease.workers)), "gpu": lease.gpus}
+
+
+def nodes(lease: binding.LeaseView) -> dict[str, str] | None:
+    """The label selector of the lease's nodes; None for a lease that names none."""
+    ids = {worker.ray_node_id for worker in lease.workers} or (
+        {lease.head.ray_node_id} if lease.head else set()
+    )
+    return {binding.NODE_ID_LABEL: f"in({','.join(sorted(ids))})"} if ids else None
 
 
 class CheckedSource(Datasource):

@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from moorage.errors import DataError
+
 flights_case.importable()
 import flights_features  # noqa: E402
 import flights_schema  # noqa: E402
@@ -58,7 +60,7 @@ def whole() -> FlightFeatures:
 
 
 def events(rows: pd.DataFrame) -> pa.Table:
-    return flights_case.arrow(rows[flights_schema.EVENT.names], INTEGERS)
+    return flights_case.arrow(rows[flights_schema.EVENT.names], INTEGERS).cast(flights_schema.EVENT)
 
 
 def test_each_window_equals_brute_force_over_what_was_known_strictly_before() -> None:
@@ -135,3 +137,35 @@ def test_a_flight_that_leaves_early_does_not_see_its_own_departure() -> None:
             assert kept[name][position] == other[name][position], (
                 f"{name} of {flight_id} saw the flight itself"
             )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("month", 13),
+        ("day", 32),
+        ("sched_dep_time", 2460),
+        ("sched_arr_time", 1275),
+        ("sched_dep_time", -1),
+        ("distance", float("nan")),
+        ("distance", None),
+        ("carrier", None),
+        ("year", 10**15),
+    ],
+)
+def test_an_event_that_cannot_be_is_refused_with_its_field(field: str, value: object) -> None:
+    table = events(january().head(3))
+    column = table[field].to_pylist()
+    column[1] = value
+    broken = table.set_column(table.column_names.index(field), field, pa.array(column, table[field].type))
+    with pytest.raises(DataError) as caught:
+        whole().transform(broken)
+    assert caught.value.extra["field"] == field
+
+
+def test_a_departure_the_clocks_skipped_or_a_missing_column_is_refused() -> None:
+    table = events(january().head(1).assign(month=3, day=10, sched_dep_time=230))
+    with pytest.raises(DataError, match="skipped"):
+        whole().transform(table)
+    with pytest.raises(DataError, match="lack distance"):
+        whole().transform(table.drop_columns(["distance"]))

@@ -19,7 +19,9 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.data
 
+from moorage.cluster import binding
 from moorage.runtime.features.versions import Catalogue, DatasetVersion
 
 flights_case.importable()
@@ -203,6 +205,36 @@ def test_a_broken_parquet_file_ends_the_job_with_its_name(
     said = capsys.readouterr().err
     assert str(path) in said and said.count("\n") == 1 and "Traceback" not in said
     assert Catalogue(tmp_path / "out").versions("flights") == []
+
+
+def test_a_file_without_one_sound_row_ends_the_job_with_the_reason(
+    cluster: None, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(small, folder)
+    (folder / "flights.csv").write_text((small / "flights.csv").read_text().replace("2013,1,", "2013,13,"))
+    assert job("--input", str(folder), "--output", str(tmp_path / "out")) == 2
+    said = capsys.readouterr()
+    assert "data-empty" in said.err and '"quarantined": 6000' in said.out
+    assert Catalogue(tmp_path / "out").versions("flights") == []
+
+
+def test_inside_a_job_the_lease_bounds_what_ray_data_uses(
+    cluster: None, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = ray.get_runtime_context().get_node_id()
+    worker = binding.WorkerView(
+        node="node-0", ray_node_id=node, devices=(), milli_gpu=0, gpu_mib=0, milli_cpu=1000
+    )
+    lease = binding.LeaseView(lease_id="l", epoch=1, head=None, workers=(worker,))
+    monkeypatch.setenv(binding.LEASE_VARIABLE, binding.encode(lease))
+    monkeypatch.setenv("MOORAGE_JOB_ID", "job-7")
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "execution_options", ray.data.ExecutionOptions())
+    assert job("--input", str(small), "--output", str(tmp_path)) == 0
+    assert context.execution_options.resource_limits.cpu == 1
+    assert context.execution_options.label_selector == {binding.NODE_ID_LABEL: f"in({node})"}
+    assert Catalogue(tmp_path).get("flights").manifest["lineage"]["job_id"] == "job-7"
 
 
 def test_the_script_runs_by_itself(small: Path, tmp_path: Path) -> None:
