@@ -65,7 +65,7 @@ def rows(full: bool) -> list[tuple[str, str]]:
         (serving.LOAD, OPS),
         (ledger.STEP, ""),
     ]
-    return found[:5] + [(training.DEEPSPEED_STEP, OPS)] + found[5:] if full else found
+    return [*found[:5], (training.DEEPSPEED_STEP, OPS), *found[5:]] if full else found
 
 
 def bring_up(demo: Run) -> None:

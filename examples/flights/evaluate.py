@@ -83,7 +83,7 @@ def numbers(rows: Rows) -> npt.NDArray[np.float32]:
 
 
 def fit_boosting(train: Rows, cards: Mapping[str, int], seed: int = 0) -> Any:
-    """scikit-learn's booster with its own defaults; ids are categories up to the 255 values it can take, else numbers."""
+    """scikit-learn's booster with its own defaults; ids are categories up to the 255 values it takes, else numbers."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     first = train.numeric.shape[1]

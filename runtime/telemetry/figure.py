@@ -130,10 +130,21 @@ def label(
     anchor: str = "center",
     vertical: str = "center",
     weight: str = "normal",
+    ground: str = "",
 ) -> None:
     """Text in data coordinates. Never read as math: job names may hold a dollar sign."""
+    behind = {"facecolor": ground, "edgecolor": "none", "pad": 1.5} if ground else None
     axes.text(
-        x, y, text, color=colour, fontsize=size, ha=anchor, va=vertical, fontweight=weight, parse_math=False
+        x,
+        y,
+        text,
+        color=colour,
+        fontsize=size,
+        ha=anchor,
+        va=vertical,
+        fontweight=weight,
+        bbox=behind,
+        parse_math=False,
     )
 
 

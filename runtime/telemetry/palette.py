@@ -1,16 +1,16 @@
 """Colours that stay apart for colour-blind readers: a hue per team, a tint per job of the team.
 
-Hues from Okabe and Ito, "Color Universal Design" (2008), reordered; tints by mixing with white.
+Hues after Okabe and Ito, "Color Universal Design" (2008), some darker so that white reads on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-HUES = ("#0072B2", "#D55E00", "#009E73", "#A2548A", "#8A6D00", "#4D4D4D")
-INK, MUTED, GRID, PAPER = "#1B2430", "#5B6675", "#E3E8EE", "#FFFFFF"
+HUES = ("#0072B2", "#C65200", "#00825F", "#A2548A", "#8A6D00", "#4D4D4D")
+INK, MUTED, GRID, PAPER, TRACK = "#1B2430", "#5B6675", "#E3E8EE", "#FFFFFF", "#F1F4F7"
 GOOD, WARN, BAD = "#0B7A53", "#A15C00", "#B3261E"
-_TINTS = (0.0, 0.34, 0.58, 0.17, 0.47, 0.7)
+_TINTS = (0.0, 0.44, 0.64, 0.36, 0.54, 0.74)
 
 
 def _channels(colour: str) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -86,13 +87,18 @@ def render(report: Report) -> str:
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">",
         f"<title>{escape(report.title)}</title>",
         f"<style>{CSS}</style></head><body><main>",
-        f"<header><h1>{escape(report.title)}</h1><p class=lead>{escape(report.lead)}</p>",
+        f"<header><h1>{escape(report.title)}</h1><p class=lead>{_prose(report.lead)}</p>",
         f'<p class="verdict {tone}">{escape(report.verdict)}</p></header>',
         '<div class="tiles">' + "".join(_tile(tile) for tile in report.tiles) + "</div>",
         *(_section(section, number) for number, section in enumerate(report.sections, 1)),
         f"<footer>{escape(report.foot)}</footer></main></body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _prose(text: str) -> str:
+    """Escaped text in which `this` is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _tile(tile: Tile) -> str:
@@ -106,9 +112,9 @@ def _section(section: Section, number: int) -> str:
 
 def _part(part: Part) -> str:
     if isinstance(part, str):
-        return f"<p>{escape(part)}</p>"
+        return f"<p>{_prose(part)}</p>"
     if isinstance(part, Picture):
-        caption = f"<figcaption>{escape(part.caption)}</figcaption>" if part.caption else ""
+        caption = f"<figcaption>{_prose(part.caption)}</figcaption>" if part.caption else ""
         return f'<figure><div class="wide">{part.wide}</div><div class="narrow">{part.narrow}</div>{caption}</figure>'
     if isinstance(part, Pair):
         return f'<div class="pair">{_part(part.left)}{_part(part.right)}</div>'
@@ -127,8 +133,8 @@ def _table(table: Table) -> str:
         tone = table.tones[number] if number < len(table.tones) else ""
         cells = "".join(cell("td", i, text, tone if i == 0 else "") for i, text in enumerate(row))
         rows.append(f"<tr{' class=strong' if number in table.strong else ''}>{cells}</tr>")
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    caption = f"<p class=caption>{_prose(table.caption)}</p>" if table.caption else ""
     return (
-        f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{caption}"
     )

@@ -16,7 +16,7 @@ WHOLE = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """`milli_gpu` (1..1000) of device `device` of `node`, held by `job` from `start_s` to `end_s` (any common origin)."""
+    """`milli_gpu` (1..1000) of device `device` of `node`, held by `job` from `start_s` to `end_s` (common origin)."""
 
     node: str
     device: int
@@ -91,7 +91,8 @@ def _room(row: Sequence[Bar], held: Holding) -> list[tuple[int, int]]:
             left -= take
     if left:
         raise ValueError(
-            f"device {held.device} of {held.node} is held {WHOLE + left} milli-GPU at {held.start_s:.3f} s by {held.job}"
+            f"device {held.device} of {held.node} is held {WHOLE + left} milli-GPU "
+            f"at {held.start_s:.3f} s, by {held.job} among others"
         )
     return pieces
 
@@ -123,11 +124,13 @@ def draw(
     canvas = figure.Canvas(width, 78 + (30 if narrow else 34) * rows + (24 if waits else 0))
     axes = canvas.axes(left=78 if narrow else 92, right=14, top=30, bottom=40)
     place = {device: index for index, device in enumerate(devices)}
+    for index in range(len(devices)):
+        figure.box(axes, 0, index, end * 1.01, 0.9, palette.TRACK)
     for bar in bars:
         _bar(axes, bar, place[bar.holding.node, bar.holding.device], colours, names, end, width)
     first_wait = len(devices) + 0.7
     for index, wait in enumerate(waits):
-        _wait(axes, wait, first_wait + index, colours[wait.team, wait.job], names, end)
+        _wait(axes, wait, first_wait + index, colours[wait.team, wait.job], names, end, width)
     bottom = first_wait + len(waits) - 0.2 if waits else len(devices) - 0.05
     axes.set_xlim(0, end * 1.01)
     axes.set_ylim(bottom, -0.3)
@@ -169,12 +172,19 @@ def _bar(
         figure.label(axes, middle, top + tall / 2, text, palette.ink_on(colour), size=10 if tall > 0.5 else 9)
 
 
-def _wait(axes: object, wait: Wait, top: float, colour: str, names: Mapping[str, str], end: float) -> None:
+def _wait(
+    axes: object, wait: Wait, top: float, colour: str, names: Mapping[str, str], end: float, width: float
+) -> None:
     figure.box(
         axes, wait.start_s, top, wait.end_s - wait.start_s, 0.8, palette.PAPER, edge=colour, hatched=True
     )
     text = names.get(wait.job, wait.job) + (f": {wait.reason}" if wait.reason else "")
-    right = wait.end_s < end * 0.5
+    per_second = (width - 110) / end
+    if (wait.end_s - wait.start_s) * per_second > 6.2 * len(text) + 12:
+        middle = (wait.start_s + wait.end_s) / 2
+        figure.label(axes, middle, top + 0.4, text, palette.INK, size=10, ground=palette.PAPER)
+        return
+    right = (end - wait.end_s) * per_second > 5.5 * len(text) or wait.start_s < end - wait.end_s
     at = wait.end_s + end * 0.01 if right else wait.start_s - end * 0.01
     figure.label(axes, at, top + 0.4, text, palette.INK, size=10, anchor="left" if right else "right")
 

@@ -13,7 +13,7 @@ Facts = dict[str, Any]
 
 
 def minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
 
 
 def build(found: Facts) -> Report:
@@ -50,9 +50,9 @@ def lead(found: Facts) -> str:
     pool = found.get("pool")
     shape = f"a pool of {pool['nodes']} nodes with {pool['gpus']:g} logical GPUs" if pool else "a pool"
     return (
-        f"Two teams share {shape}, under quotas. From the raw files of 2013's flights out of New York to a trained, gated "
-        "and served model that says whether a flight will arrive more than 15 minutes late, all of it submitted with the "
-        "ordinary `ray job submit`."
+        f"Two teams share {shape}, under quotas. From the raw files of 2013's flights out of New York to a "
+        "trained, gated and served model that says whether a flight will arrive more than 15 minutes late, all "
+        "of it submitted with the ordinary `ray job submit`."
     )
 
 

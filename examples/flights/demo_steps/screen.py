@@ -83,8 +83,8 @@ class Screen:
         """How long each step that has begun took."""
         return {row.name: round(row.seconds, 2) for row in self.rows.values() if row.seconds is not None}
 
-    def print(self, *objects: Any) -> None:
-        self.console.print(*objects)
+    def print(self, *objects: Any, markup: bool = True) -> None:
+        self.console.print(*objects, markup=markup)
 
     def _end(self, name: str, state: str, text: str) -> None:
         with self._lock:

@@ -35,8 +35,8 @@ def devices(found: Facts) -> Section:
             picture(
                 timeline.draw,
                 **drawn,
-                caption="One row per logical GPU, one hue per team, one tint per job; a job that holds a part of a device "
-                "takes that part of the row. From the leases in the audit record. Hatched: a job in the queue.",
+                caption="One row per logical GPU, one hue per team, one tint per job; a job that holds a part of a "
+                "device takes that part of the row. From the leases in the audit record. Hatched: a job in the queue.",
             )
         ],
     )
@@ -44,10 +44,13 @@ def devices(found: Facts) -> Section:
 
 def queue(found: Facts) -> Section:
     waited = found["queue"]
-    gpus = waited["ray_gpus_before"]
+    gpus, reason = waited["ray_gpus_before"], waited["reason"]
     parts: list[Any] = [
-        f"Team research may hold 2 GPUs. Its first sweep had both when the second was submitted, so that one waited"
-        f" {waited.get('waited_s', float('nan')):.1f} s, though Ray itself had {gpus['total'] - gpus['booked']:g} of"
+        f"Team {reason.get('team')} holds {reason.get('held_milli_gpu', 0) / 1000:g} of the "
+        f"{reason.get('allowed_milli_gpu', 0) / 1000:g} GPUs it may have when it submits a second sweep, "
+        f"so that one waits"
+        f" ({waited.get('waited_s', float('nan')):.1f} s in all), though Ray itself had "
+        f"{gpus['total'] - gpus['booked']:g} of"
         f" {gpus['total']:g} GPUs free and {gpus['booked']:g} booked at that moment. What `ray job status` said:",
         Table(head=["job", "reason"], rows=[[waited["job"], waited["message"]]]),
     ]
@@ -77,8 +80,9 @@ def features(found: Facts) -> Section:
                 numbers=frozenset({1, 2, 3}),
             ),
             f"Flights without an arrival have no label: {without}. Labelled rows by time: {split}. "
-            f"{made['features']} numeric features and {len(made['categoricals'])} categorical ones; weather is joined as of the "
-            "scheduled departure, and what other flights did counts only from the moment it was known.",
+            f"{made['features']} numeric features and {len(made['categoricals'])} categorical ones; weather is "
+            "joined as of the scheduled departure, and what other flights did counts "
+            "only from the moment it was known.",
             f"Version {made['version']}, content {made['digest'][:16]}.",
         ],
     )
@@ -101,9 +105,10 @@ def training(found: Facts) -> Section:
     return Section(
         title="Training survives the death of a worker",
         parts=[
-            f"Two workers, one model. At step {killed['step']} of {made['steps']} the process of rank {killed['rank']} got a "
-            f"SIGKILL. {made['seconds_until_back']:.1f} s later a new one took the next step, from the checkpoint of step "
-            f"{made['resumed_from']}: {made['repeated_steps']} steps were done twice, none was lost.",
+            f"Two workers, one model. At step {killed['step']} of {made['steps']} the process of rank {killed['rank']} "
+            f"got a SIGKILL. {made['seconds_until_back']:.1f} s later a new one took the next step, from the "
+            f"checkpoint of step {made['resumed_from']}: {made['repeated_steps']} steps were done twice, "
+            f"none was lost.",
             picture(
                 charts.progress,
                 curves,
@@ -165,8 +170,9 @@ def registry(found: Facts) -> Section:
                 numbers=frozenset({1, 3, 4}),
                 tones=tones,  # type: ignore[arg-type]
             ),
-            f"Version {champion['version']} is the champion. Data {champion['data_version']}, code {champion['code_version'][:16]}, "
-            f"environment {champion['environment'][:16]}, artifact SHA-256 {champion['sha256'][:16]}.",
+            f"Version {champion['version']} is the champion. Data {champion['data_version']}, code "
+            f"{champion['code_version'][:16]}, environment {champion['environment'][:16]}, "
+            f"artifact SHA-256 {champion['sha256'][:16]}.",
         ],
     )
 
@@ -176,8 +182,9 @@ def serving(found: Facts) -> Section:
     served = found["serve"]
     marks = [(name, latency[name]) for name in ("p50", "p95", "p99")]
     parts: list[Any] = [
-        f"Two models share {served['device']}, as the raylet's own book says. {made['sent']:,} requests with the flights of July "
-        f"went through the front door: {made['errors']} errors, {made['requests_per_s']:.0f} per second.",
+        f"Two models share {served['device']}, as the raylet's own book says. {made['sent']:,} requests with the "
+        f"flights of July went through the front door: {made['errors']} errors, "
+        f"{made['requests_per_s']:.0f} per second.",
     ]
     if made.get("latencies_ms"):
         parts.append(
@@ -216,8 +223,8 @@ def quality(found: Facts) -> Section:
         rows=rows,
         numbers=frozenset({1, 2, 3, 4}),
         strong=frozenset({0}),
-        caption=f"{made['test_rows']:,} flights of {months[0]} to {months[-1]}, which nothing was selected on; all trained on the "
-        f"same {made['train_rows']:,} rows. Majority: the training base rate for everyone.",
+        caption=f"{made['test_rows']:,} flights of {months[0]} to {months[-1]}, which nothing was selected on; "
+        f"all trained on the same {made['train_rows']:,} rows. Majority: the training base rate for everyone.",
     )
     return Section(
         title="How good it is, beside baselines in the same run",
@@ -248,7 +255,9 @@ def shifted(found: Facts) -> Section:
         title="How far later months moved from training",
         parts=[
             f"{moved_much} of {len(moved['features'])} features shifted a lot (index above 0.25) in some month of "
-            f"{moved['months'][0]} to {moved['months'][-1]}, weather most of all: the training months are winter and spring.",
+            f"{moved['months'][0]} to {moved['months'][-1]}, most of all {moved['features'][0]['name']} "
+            f"({moved['features'][0]['max']:.2f}). The prediction itself moved by "
+            f"at most {moved['prediction']['max']:.2f}.",
             picture(
                 charts.shift_map,
                 table,
@@ -291,8 +300,8 @@ def cost(found: Facts) -> Section:
                 name="cost",
                 unit="GPU-seconds",
                 order=[(team, job.removeprefix("flights-")) for team, job in order],
-                caption="GPU-seconds and dollars per job. Billed from the same lease events as the first picture: their areas "
-                f"sum to {bill['drawn_gpu_seconds']:.1f} GPU-seconds.",
+                caption="GPU-seconds and dollars per job. Billed from the same lease events as the first "
+                f"picture: their areas sum to {bill['drawn_gpu_seconds']:.1f} GPU-seconds.",
             ),
             Table(head=["team", "GPU-seconds", "cost"], rows=rows, numbers=frozenset({1, 2})),
         ],

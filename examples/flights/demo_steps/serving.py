@@ -114,13 +114,9 @@ def send_requests(demo: Run) -> None:
                 demo.screen.say(LOAD, told(json.loads(line[len(PREFIX) :])))
             if time.monotonic() > deadline:
                 process.terminate()
-    if process.returncode:
-        raise StepFailed(
-            LOAD,
-            f"load.py ended with exit code {process.returncode}",
-            str(log),
-            tuple(log.read_text().splitlines()[-12:]),
-        )
+    if not output.is_file():
+        lines = tuple(log.read_text(encoding="utf-8").splitlines()[-12:])
+        raise StepFailed(LOAD, f"load.py ended with exit code {process.returncode}", str(log), lines)
     found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     check_load(demo, found)
 
@@ -129,6 +125,21 @@ def check_load(demo: Run, found: dict[str, Any]) -> None:
     expect = demo.checks.expect
     expect(LOAD, "all requests were sent", found["sent"] == REQUESTS, f"{found['sent']:,}", f"{REQUESTS:,}")
     expect(LOAD, "no errors", found["errors"] == 0, found["errors"], "0")
+    parity, batching = found["parity"], found["batching"]
+    expect(
+        LOAD,
+        "served is what was tested",
+        parity["holds"] and parity["rows"] == found["ok"],
+        f"at most {parity['max_abs_diff']:.1e} apart on {parity['rows']:,} rows",
+        f"within {parity['tolerance']:g} of the offline prediction of the same version",
+    )
+    expect(
+        LOAD,
+        "requests were batched",
+        batching["mean"] > 1,
+        f"{batching['mean']:.2f} rows a batch",
+        "more than 1",
+    )
     latency = found["latency_ms"]
     ordered = latency["p50"] <= latency["p95"] <= latency["p99"]
     expect(

@@ -50,24 +50,25 @@ def known(demo: Run, job_id: str) -> dict[str, Any]:
 
 
 def watch_the_wait(demo: Run, train_job: str) -> None:
-    """While the second sweep waits: its reason through `ray job status`, and at that moment what Ray itself has booked."""
+    """While the second sweep waits: its reason through `ray job status`, and what Ray itself has booked just then."""
     gpus = asked(demo)
     deadline = time.monotonic() + PATIENCE_S
     seen, job = (0.0, 0.0), demo.jobs[DEEP_JOB]
+    waiting: dict[str, Any] = {}
     while time.monotonic() < deadline and not job.finished:
         state = known(demo, DEEP_JOB)
         if state.get("ray_status") == "RUNNING":
             break
         if state:
-            demo.screen.queued(DEEP, state["message"][:160])
+            demo.screen.say(DEEP, state["message"][:160])
+            waiting = state
         seen = demo.pool.ray_gpus()
         if state and seen[0] >= gpus["held"]:
             break
         time.sleep(POLL_S)
     printed = ray_job(demo.pool, RESEARCH, "status", DEEP_JOB, log=demo.logs / "ray-job-status.log")
     after = demo.pool.ray_gpus()
-    state = known(demo, DEEP_JOB)
-    reason = state.get("reason") or {}
+    reason = waiting.get("reason") or {}
     expect = demo.checks.expect
     waits = "PENDING" in printed
     expect(
@@ -102,7 +103,7 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
     )
     demo.facts["queue"] = {
         "job": DEEP_JOB,
-        "message": state.get("message", "") if waits else "",
+        "message": waiting.get("message", ""),
         "reason": reason,
         "ray_job_status": printed.strip()[-1500:],
         "ray_gpus_before": {"booked": seen[0], "total": seen[1]},
