@@ -61,9 +61,12 @@ def print_json(value: Any) -> None:
 
 
 def console() -> Console:
-    """Width from the terminal; 120 columns into a pipe, so that what is cut does not depend on who reads it."""
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=120)
+    """Width from the terminal; 120 columns into a pipe, so that what is cut does not depend on who reads it.
+
+    Markup is off: job ids and messages are other people's text.
+    """
+    screen = Console(highlight=False, markup=False, emoji=False)
+    return screen if screen.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)
 
 
 def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -201,9 +202,20 @@ async def grow(request: web.Request) -> web.Response:
     asked = wire.validate(LeaseRequest, await json_body(request))
     wanted = asked.model_dump()
     wanted["timeout_s"] = min(float(asked.timeout_s), ours.settings.max_lease_wait_s)
-    view = await ours.wait(ours.control.grow, who, GrowAsk(**wanted))
+    granting = asyncio.ensure_future(ours.wait(ours.control.grow, who, GrowAsk(**wanted)))
+
+    def give_back(granted: asyncio.Future[SubleaseView]) -> None:
+        if not granted.cancelled() and granted.exception() is None:
+            ours.waits.submit(ours.control.release_sublease, who, granted.result().lease_id)
+
+    try:
+        view = await asyncio.shield(granting)
+    except asyncio.CancelledError:
+        # The thread goes on waiting whoever cancels: what it still gets has no owner.
+        granting.add_done_callback(give_back)
+        raise
     if request.transport is None or request.transport.is_closing():
-        await ours.call(ours.control.release_sublease, who, view.lease_id)
+        give_back(granting)
     return web.json_response(lease_json(view), status=201)
 
 

@@ -64,7 +64,7 @@ async def delete(request: web.Request) -> web.Response:
 
 
 async def logs(request: web.Request) -> web.Response:
-    """All attempts joined, "" while it waits. Longer than `log_head + log_tail`: the middle is left out, and said so."""
+    """All attempts joined, "" while it waits. Of a log over `log_head + log_tail` the middle is left out."""
     ours, job_id = context(request), request.match_info["job_id"]
     await ours.call(ours.control.job, caller(request), job_id)
     attempts = await ours.call(ours.control.attempts, job_id)

@@ -15,9 +15,15 @@ from moorage import __version__
 from moorage.errors import MoorageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "up": ("moorage.runtime.commands.pool:up", "Start a pool on this machine, or beside an existing Ray cluster."),
+    "up": (
+        "moorage.runtime.commands.pool:up",
+        "Start a pool on this machine, or beside an existing Ray cluster.",
+    ),
     "down": ("moorage.runtime.commands.pool:down", "Stop exactly what `up` started."),
-    "status": ("moorage.runtime.commands.status:status", "Nodes, devices and their holders, the queue, the teams."),
+    "status": (
+        "moorage.runtime.commands.status:status",
+        "Nodes, devices and their holders, the queue, the teams.",
+    ),
     "submit": ("moorage.runtime.commands.jobs:submit", "Submit the job a YAML file describes."),
     "jobs": ("moorage.runtime.commands.jobs:jobs", "List jobs."),
     "why": ("moorage.runtime.commands.jobs:why", "Say why a job waits and what would free it."),

@@ -109,11 +109,20 @@ def test_submit_waits_and_follows_to_the_end(stage: Stage, tmp_path: Path) -> No
     folder.mkdir()
     (folder / "train.py").write_text("print('the user's own train.py')")
     process = stage.start(
-        "submit", "--working-dir", str(folder), "--metadata-json", '{"team": "ops"}', "--", "python", "train.py"
+        "submit",
+        "--working-dir",
+        str(folder),
+        "--metadata-json",
+        '{"team": "ops"}',
+        "--",
+        "python",
+        "train.py",
     )
     job_id = submitted(stage)
     asked = stage.door.control.views[job_id].submission
-    assert asked.entrypoint == "python train.py" and list(asked.packages) == [asked.runtime_env["working_dir"]]
+    assert asked.entrypoint == "python train.py" and list(asked.packages) == [
+        asked.runtime_env["working_dir"]
+    ]
     script = Script(b"epoch 1\n")
     stage.run(job_id, script)
     script.data += b"epoch 2\n"
@@ -184,7 +193,9 @@ def test_what_the_client_prints_when_refused(stage: Stage) -> None:
 def test_headers_instead_of_ray_auth(stage: Stage) -> None:
     """`--headers` and RAY_JOB_HEADERS carry the token and Moorage-* as well."""
     headers = json.dumps({"Authorization": "Bearer research-token", "Moorage-Team": "research"})
-    code, output = stage.ray("submit", "--no-wait", "--headers", headers, "--", "x", extra={"RAY_AUTH_MODE": ""})
+    code, output = stage.ray(
+        "submit", "--no-wait", "--headers", headers, "--", "x", extra={"RAY_AUTH_MODE": ""}
+    )
     assert code == 0, output
     code, output = stage.ray("list", extra={"RAY_JOB_HEADERS": headers, "RAY_AUTH_MODE": ""})
     assert code == 0 and "SUBMISSION" in output
@@ -232,7 +243,11 @@ def test_the_sdk(stage: Stage, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     lines: list[str] = []
-    until(lambda: lines.append(process.stdout.readline()) or lines[-1].startswith("JOB"), 60, "the job was submitted")
+    until(
+        lambda: lines.append(process.stdout.readline()) or lines[-1].startswith("JOB"),
+        60,
+        "the job was submitted",
+    )
     job_id = submitted(stage)
     asked = stage.door.control.views[job_id].submission
     assert (asked.entrypoint_num_gpus, asked.entrypoint_memory) == (0.5, 1 << 20)
@@ -243,5 +258,3 @@ def test_the_sdk(stage: Stage, tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "hello" in output
-
-

@@ -31,7 +31,9 @@ PROTECTED = (
 
 
 @pytest.mark.parametrize(("method", "path"), PROTECTED)
-@pytest.mark.parametrize("token", [None, "Bearer wrong", "Bearer ", "Basic b3BzOm9wcy10b2tlbg==", "ops-token"])
+@pytest.mark.parametrize(
+    "token", [None, "Bearer wrong", "Bearer ", "Basic b3BzOm9wcy10b2tlbg==", "ops-token"]
+)
 async def test_without_a_known_token_nothing_is_answered(
     tmp_path: Path, method: str, path: str, token: str | None
 ) -> None:
@@ -69,7 +71,9 @@ async def test_open_pages_say_nothing_secret(tmp_path: Path) -> None:
         assert door.control.authenticated == 0
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8470", "", "[::1", "localhost.:8470"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:8470", "", "[::1", "localhost.:8470"]
+)
 async def test_dns_rebinding_is_refused(tmp_path: Path, host: str) -> None:
     """G4: a page whose name resolves to 127.0.0.1 sends its own name in Host."""
     async with world(tmp_path) as door:
@@ -127,7 +131,9 @@ async def test_a_browser_may_use_basic_on_an_endpoint(tmp_path: Path) -> None:
     async with world(tmp_path) as door:
         blank: World = door
         basic = base64.b64encode(b"anyone:ops-token").decode()
-        answer = await blank.client.get("/endpoints/flights/docs", headers={"Authorization": f"Basic {basic}"})
+        answer = await blank.client.get(
+            "/endpoints/flights/docs", headers={"Authorization": f"Basic {basic}"}
+        )
         assert answer.status == 404
         challenge = await blank.client.get("/endpoints/flights/docs")
         assert any(value.startswith("Basic ") for value in challenge.headers.getall("WWW-Authenticate"))

@@ -104,7 +104,9 @@ async def test_the_client_leases_and_gives_back(tmp_path: Path) -> None:
 
         def job() -> None:
             with Client(door.url, "ops-token") as client:
-                with lease(gpus=0.5, cpus=2, gpu_memory_mib=4096, workers=2, timeout=5, client=client) as room:
+                with lease(
+                    gpus=0.5, cpus=2, gpu_memory_mib=4096, workers=2, timeout=5, client=client
+                ) as room:
                     assert [worker.gpus for worker in room.workers] == [0.5, 0.5]
                     assert room.workers[0].devices == (1,) and room.epoch == 3
                     assert len(door.control.held) == 1

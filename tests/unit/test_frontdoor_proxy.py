@@ -57,12 +57,17 @@ async def test_a_request_goes_through_without_the_token(tmp_path: Path) -> None:
         answer = await door.client.post(
             "/endpoints/flights/predict%2Fnow?explain=a%20b",
             json={"rows": [1]},
-            headers=door.as_("ops") | {"Cookie": "s=1", "X-Moorage-Team": "research", "Connection": "X-Hop", "X-Hop": "1"},
+            headers=door.as_("ops")
+            | {"Cookie": "s=1", "X-Moorage-Team": "research", "Connection": "X-Hop", "X-Hop": "1"},
         )
         assert await answer.json() == {"score": 0.5} and answer.headers["X-Model"] == "7"
         assert "Set-Cookie" not in answer.headers
         method, path, headers, body = application.requests[0]
-        assert (method, path, json.loads(body)) == ("POST", "/flights/predict%2Fnow?explain=a%20b", {"rows": [1]})
+        assert (method, path, json.loads(body)) == (
+            "POST",
+            "/flights/predict%2Fnow?explain=a%20b",
+            {"rows": [1]},
+        )
         assert headers["X-Moorage-Team"] == "ops" and headers["X-Forwarded-Prefix"] == "/endpoints/flights"
         assert not {"Authorization", "Cookie", "X-Hop"} & headers.keys()
 
@@ -71,7 +76,9 @@ async def test_the_documentation_works_under_the_prefix(tmp_path: Path) -> None:
     async with served(tmp_path) as (door, _):
         page = await (await door.client.get("/endpoints/flights/docs", headers=door.as_("ops"))).text()
         assert "'/endpoints/flights/openapi.json'" in page and "'/flights/" not in page
-        found = await (await door.client.get("/endpoints/flights/openapi.json", headers=door.as_("ops"))).json()
+        found = await (
+            await door.client.get("/endpoints/flights/openapi.json", headers=door.as_("ops"))
+        ).json()
         assert found["servers"] == [{"url": "/endpoints/flights"}]
 
 
@@ -97,7 +104,9 @@ async def test_a_large_body_is_bounded(tmp_path: Path, chunked: bool) -> None:
         data: Any = pieces() if chunked else b"x" * 400_000
         answer = await door.client.post("/endpoints/flights/predict", data=data, headers=door.as_("ops"))
         assert (answer.status, json.loads(await answer.text())["code"]) == (413, "too-large")
-        fits = await door.client.post("/endpoints/flights/predict", data=b"x" * 90_000, headers=door.as_("ops"))
+        fits = await door.client.post(
+            "/endpoints/flights/predict", data=b"x" * 90_000, headers=door.as_("ops")
+        )
         assert fits.status == 200
 
 

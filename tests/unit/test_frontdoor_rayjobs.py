@@ -167,9 +167,13 @@ async def test_a_package_is_kept_by_content_and_private_to_its_uploader(tmp_path
         evil = await door.client.put(PACKAGE, data=archive(train="evil"), headers=door.as_("research"))
         assert evil.status == 200
         assert (await door.client.get(PACKAGE, headers=door.as_("ops"))).status == 404
-        assert (await door.client.put(PACKAGE, data=archive(train="mine"), headers=door.as_("ops"))).status == 200
+        assert (
+            await door.client.put(PACKAGE, data=archive(train="mine"), headers=door.as_("ops"))
+        ).status == 200
         assert (await door.client.get(PACKAGE, headers=door.as_("ops"))).status == 200
-        job_id = await door.submit(runtime_env={"working_dir": PACKAGE.replace("/api/packages/gcs/", "gcs://")})
+        job_id = await door.submit(
+            runtime_env={"working_dir": PACKAGE.replace("/api/packages/gcs/", "gcs://")}
+        )
         asked = door.control.views[job_id].submission
         uri = asked.runtime_env["working_dir"]
         with zipfile.ZipFile(asked.packages[uri]) as packed:

@@ -228,5 +228,3 @@ async def _settles(value: Callable[[], int]) -> int:
             return now
         await asyncio.sleep(0.05)
     return last
-
-
