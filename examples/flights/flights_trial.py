@@ -15,10 +15,14 @@ from moorage.train import BatchOrder, CheckpointStore, train_steps
 from moorage.train.evaluate import evaluate
 
 
+MONTHS = [1, 2, 3, 4, 5]
+"""What trials learn from; June is for choosing among them."""
+
+
 @lru_cache(maxsize=1)
 def rows_of(version: str) -> tuple[Any, Any]:
     """(January..May, June): read once per process, because Tune reuses a trial's process for the next one."""
-    return read_rows(Path(version), "train", [1, 2, 3, 4, 5]), read_rows(Path(version), "train", [6])
+    return read_rows(Path(version), "train", MONTHS), read_rows(Path(version), "train", [6])
 
 
 def trial(config: dict[str, Any], fixed: dict[str, Any]) -> None:
@@ -36,7 +40,8 @@ def trial(config: dict[str, Any], fixed: dict[str, Any]) -> None:
     def report(step: int, loss: float, checkpoint: Any) -> None:
         figures = evaluate(june.label, predict(net, june))
         card = card_of(net, manifest, hparams, version.name, float(train.label.mean()))
-        save(net, {**card, "steps": step, "validation": figures}, folder / "model")
+        made = {"steps": step, "seed": fixed["seed"], "months": MONTHS, "validation": figures}
+        save(net, {**card, **made}, folder / "model")
         tune.report(
             {
                 "rung": step // every,

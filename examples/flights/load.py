@@ -205,7 +205,8 @@ def main() -> int:
     }
     say("sent", **found)
     if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        each = {"latencies_ms": [round(1e3 * one, 3) for one in outcome.latencies]}
+        options.output.write_text(json.dumps(found | each) + "\n", encoding="utf-8")
     return 0 if not found["errors"] and found["parity"]["holds"] else 1
 
 

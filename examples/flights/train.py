@@ -94,7 +94,8 @@ def train_loop(config: dict[str, Any]) -> None:
     )
     if rank == 0:
         card = card_of(net, manifest, config["hparams"], version.name, float(rows.label.mean()))
-        save(net, {**card, "steps": done.steps, "seed": config["seed"]}, runs / "model")
+        made = {"steps": done.steps, "seed": config["seed"], "months": config["months"]}
+        save(net, {**card, **made}, runs / "model")
 
 
 def make_learner(net: Any, rows: Any, config: dict[str, Any], total: int, rank: int) -> Any:

@@ -22,7 +22,7 @@ from moorage.train.steplog import read_steps
 STEP, DEEPSPEED_STEP = "train", "deepspeed"
 JOB, DEEPSPEED_JOB = "flights-train", "flights-deepspeed"
 GANG = {"workers": "2", "gpus_per_worker": "1", "cpus_per_worker": "1"}
-CHECKPOINT_EVERY = 100
+CHECKPOINT_EVERY = 50
 KILL_FROM, KILL_BEFORE = 0.35, 0.8
 """The part of the run in which the worker is killed."""
 POLL_S = 0.1
