@@ -191,6 +191,13 @@ CASES = [
         starts={"a": "n0/0 n0/1 n0/2"},
     ),
     Case(
+        name="what one team borrows is not lent again",
+        teams=(team("ops", 4, lend=2), team("a", 2), team("b", 2)),
+        held=(job("h", "a", 4, 1000),),
+        jobs=(job("x", "b", 3, 1000),),
+        waits={"x": R.TEAM_QUOTA},
+    ),
+    Case(
         name="borrow bound",
         teams=(team("ops", 6), team("research", 2, borrow=1)),
         jobs=(job("a", "research", 4, 1000),),
