@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
 from aiohttp import web
 
-from moorage.runtime.control.api import Control
+from moorage.runtime.control.api import Caller, Control
 from moorage.runtime.frontdoor import metrics, ownapi, proxy, rayjobs
 from moorage.runtime.frontdoor.context import CONTEXT, Context
-from moorage.runtime.frontdoor.middleware import LAYERS, access
+from moorage.runtime.frontdoor.middleware import LAYERS, access, log
 from moorage.runtime.frontdoor.settings import Settings
 from moorage.runtime.frontdoor.spool import Spool
 from moorage.runtime.frontdoor.upstream import Upstream
+
+PRUNE_EVERY_S = 3600.0
 
 
 def spool_of(settings: Settings) -> Spool:
@@ -42,12 +46,35 @@ async def _running(app: web.Application) -> AsyncIterator[None]:
     ours = app[CONTEXT]
     handler = _access_handler(ours.settings)
     await ours.upstream.start()
+    pruning = asyncio.create_task(_prune_for_ever(ours))
     yield
+    pruning.cancel()
     await ours.upstream.close()
     ours.calls.shutdown(wait=False, cancel_futures=True)
     ours.waits.shutdown(wait=False, cancel_futures=True)
     access.removeHandler(handler)
     handler.close()
+
+
+async def _prune_for_ever(ours: Context) -> None:
+    while True:
+        try:
+            await ours.call(prune, ours, time.time())
+        except Exception:
+            log.exception("the spool was not pruned")
+        await asyncio.sleep(PRUNE_EVERY_S)
+
+
+def prune(ours: Context, now_s: float) -> int:
+    """Delete packages unused for `package_keep_s` that no job still needs; how many. Clients upload them again."""
+    everyone = Caller(principal="front-door", kind="admin", team="", teams=frozenset())
+    needed = {
+        Path(file).name
+        for job in ours.control.jobs(everyone)
+        if not job.final
+        for file in job.submission.packages.values()
+    }
+    return ours.spool.prune(needed, now_s - ours.settings.package_keep_s)
 
 
 async def _cut_followers(app: web.Application) -> None:

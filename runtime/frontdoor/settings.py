@@ -25,7 +25,8 @@ class Settings:
     `max_package` bounds one uploaded package as sent, `max_unpacked` what it unpacks to; `max_body` every other
     request body except those proxied to endpoints (`max_endpoint_body`). `log_head` and `log_tail` are what
     `/api/jobs/<id>/logs` keeps of a longer log. `allowed_hosts` are host names (no port) that a request may
-    name in Host and Origin. `dashboard` and `serve` override what the home's `pool.json` says.
+    name in Host and Origin. A package that no job needs is kept `package_keep_s` after its last use. `dashboard`
+    and `serve` override what the home's `pool.json` says.
     """
 
     home: Path
@@ -36,6 +37,7 @@ class Settings:
     max_endpoint_body: int = 64 * MIB
     log_head: int = 2 * MIB
     log_tail: int = 6 * MIB
+    package_keep_s: float = 24 * 3600.0
     poll_s: float = 0.5
     max_lease_wait_s: float = 3600.0
     ray_version: str = field(default_factory=installed_ray_version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from frontdoor_world import RAY_TOKEN, Script, World, world
 
 from moorage.runtime.control import api
+from moorage.runtime.frontdoor.app import prune
+from moorage.runtime.frontdoor.context import CONTEXT
 
 PACKAGE = "/api/packages/gcs/_ray_pkg_0123456789abcdef.zip"
 
@@ -224,6 +227,27 @@ async def test_a_chunked_upload_over_the_limit_stops(tmp_path: Path) -> None:
         answer = await door.client.put(PACKAGE, data=endless(), headers=door.as_("ops"))
         await problem(answer, 413, "too-large")
         assert not list((tmp_path / "packages").glob("*"))
+
+
+async def test_old_packages_go_unless_a_job_needs_them(tmp_path: Path) -> None:
+    """The spool does not grow for ever, and a job that waits for days still finds its working_dir."""
+    async with world(tmp_path, package_keep_s=1000) as door:
+        app = door.client.app
+        assert app is not None
+        ours = app[CONTEXT]
+        for name in ("needed", "idle"):
+            path = f"/api/packages/gcs/{name}.zip"
+            assert (
+                await door.client.put(path, data=archive(name=name), headers=door.as_("ops"))
+            ).status == 200
+        job_id = await door.submit(runtime_env={"working_dir": "gcs://needed.zip"})
+        assert prune(ours, time.time() + 900) == 0
+        assert prune(ours, time.time() + 1100) == 1
+        (kept,) = door.control.views[job_id].submission.packages.values()
+        assert Path(kept).is_file()
+        assert (await door.client.get("/api/packages/gcs/idle.zip", headers=door.as_("ops"))).status == 404
+        door.control.to(job_id, api.SUCCEEDED)
+        assert prune(ours, time.time() + 1100) == 1
 
 
 async def test_logs_join_the_attempts(tmp_path: Path) -> None:
