@@ -14,7 +14,6 @@ from ray import tune
 from moorage.train import BatchOrder, CheckpointStore, train_steps
 from moorage.train.evaluate import evaluate
 
-
 MONTHS = [1, 2, 3, 4, 5]
 """What trials learn from; June is for choosing among them."""
 
