@@ -40,10 +40,11 @@ def check_version(version: str | None = None) -> str:
 
 
 def resource_ids() -> dict[str, dict[int, float]]:
-    """What the raylet's own book says the calling worker holds: resource -> {index: amount}, e.g. {"GPU": {2:
-    0.5}}.
+    """What the raylet's own book says the calling worker holds, as {resource: {index: amount}}.
 
-    Keys of placement groups (`GPU_group_0_<id>`) are folded into their resource. Unlike `ray.get_gpu_ids()`
+    For example {"CPU": {0: 1.0}, "GPU": {2: 0.5}}: half of the node's device 2.
+
+    Keys of placement groups (`GPU_group_<id>`) are folded into their resource. Unlike `ray.get_gpu_ids()`
     this does not echo CUDA_VISIBLE_DEVICES, which a runtime_env may overwrite.
     """
     check_version()
@@ -51,8 +52,10 @@ def resource_ids() -> dict[str, dict[int, float]]:
     held: dict[str, dict[int, float]] = {}
     for key, slots in worker.core_worker.resource_ids().items():
         name, _, group = key.partition("_group_")
-        if group and "_" not in group:
-            continue  # the wildcard twin of an indexed bundle: the same slots again
+        if "_" in group:
+            continue  # one bundle's share; the key of the whole group, always there too, holds the same slots
+        if name == "bundle":
+            continue  # the marker that says "inside this group", not a resource anyone asked for
         held.setdefault(name, {}).update({int(index): float(amount) for index, amount in slots})
     return held
 

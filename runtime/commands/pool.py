@@ -34,6 +34,11 @@ JSON_OPTION = click.option(
 @click.option(
     "--teams", type=click.Path(path_type=Path), help="teams.yaml [default: the one used last here]."
 )
+@click.option(
+    "--pool",
+    type=click.Path(path_type=Path),
+    help="pool.yaml: prices, limits [default: the one used last here].",
+)
 @click.option("--address", help="Join the Ray cluster whose GCS is at HOST:PORT and start no Ray here.")
 @click.option("--pass-env", multiple=True, metavar="NAME", help="Let this variable reach jobs; repeatable.")
 @click.option(

@@ -71,7 +71,9 @@ def plain_environment(given: Mapping[str, str] | None = None, passed: Iterable[s
         if name in more or name in _NAMES or (name.startswith(_PREFIXES) and not name.startswith(_NEVER))
     }
     # A job's `python` must be the interpreter that has Ray and Moorage, whether or not `up` ran in its venv.
-    return kept | {"PATH": os.pathsep.join(filter(None, (str(Path(sys.executable).parent), kept.get("PATH"))))}
+    return kept | {
+        "PATH": os.pathsep.join(filter(None, (str(Path(sys.executable).parent), kept.get("PATH"))))
+    }
 
 
 def ray_environment(

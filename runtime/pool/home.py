@@ -46,6 +46,11 @@ class PoolHome(ClusterPaths):
         return self.root / "teams.yaml"
 
     @property
+    def pool_yaml(self) -> Path:
+        """The copy of the settings file that the pool was started with (prices, limits)."""
+        return self.root / "pool.yaml"
+
+    @property
     def tokens(self) -> Path:
         return self.root / "tokens"
 

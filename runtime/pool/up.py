@@ -24,6 +24,7 @@ import psutil
 
 import moorage
 from moorage.cluster.paths import write_private
+from moorage.configs.pool import load_pool
 from moorage.configs.teams import load_teams
 from moorage.errors import Conflict, InvalidRequest, Unavailable
 from moorage.runtime.pool.down import stop_pool
@@ -49,6 +50,7 @@ class PoolOptions:
     object_store_mib: int = 512
     port: int = DEFAULT_PORT
     teams: Path | None = None
+    pool: Path | None = None
     address: str | None = None
     pass_env: tuple[str, ...] = ()
     ready_within_s: float = READY_WITHIN_S
@@ -71,7 +73,7 @@ def start_pool(home: PoolHome, options: PoolOptions, progress: Progress = lambda
         _refuse_running(home)
         stop_pool(home)  # the leftovers of a pool whose supervisor was killed
         _refuse_taken(options.port)
-        _write_teams(home, options.teams)
+        _write_configs(home, options)
         _write_ray_token(home, joining=options.address is not None)
         _drop_old_sessions(home)
         record = _first_record(home, options)
@@ -159,12 +161,14 @@ def _holder(port: int) -> str:
     return ""
 
 
-def _write_teams(home: PoolHome, given: Path | None) -> None:
-    """Check the teams file and keep a copy: a restart of the control plane must not depend on where it
-    lay."""
-    if given is not None:
-        load_teams(given)
-        write_private(home.teams_yaml, given.read_text(encoding="utf-8"))
+def _write_configs(home: PoolHome, options: PoolOptions) -> None:
+    """Check teams.yaml and pool.yaml and keep copies: the control plane must start again wherever they lay."""
+    if options.teams is not None:
+        load_teams(options.teams)
+        write_private(home.teams_yaml, options.teams.read_text(encoding="utf-8"))
+    if options.pool is not None:
+        load_pool(options.pool)
+        write_private(home.pool_yaml, options.pool.read_text(encoding="utf-8"))
 
 
 def _write_ray_token(home: PoolHome, *, joining: bool, environment: Mapping[str, str] = os.environ) -> None:

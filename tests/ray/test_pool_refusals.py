@@ -59,6 +59,7 @@ def test_a_taken_port_is_refused_before_anything_starts(home) -> None:
         (("--logical-gpus", "-1"), "bad-option"),
         (("--gpu-model", "a b"), "bad-option"),
         (("--teams", "/nowhere/teams.yaml"), "config-unreadable"),
+        (("--pool", "/nowhere/pool.yaml"), "config-unreadable"),
     ],
 )
 def test_bad_options_start_nothing(home, arguments, code) -> None:
