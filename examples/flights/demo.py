@@ -204,6 +204,8 @@ def main() -> int:
     demo = Run(pool=pool, screen=screen, checks=Checks(), out=out, full=options.full, keep=options.keep)
     with screen:
         failure = guarded(demo)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # what is left is the taking down: seconds, and it must happen
         kept = options.keep and failure is None
         if failure is not None and failure.step in screen.rows:
             screen.fail(failure.step, failure.what)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -152,6 +153,28 @@ def vertical(axes: Any, x: float, colour: str) -> None:
     axes.axvline(x, color=colour, linewidth=1.2, linestyle=(0, (4, 2)))
 
 
+def key(axes: Any, names: Mapping[str, str]) -> None:
+    """A legend of coloured squares below the axis, at its right end: name -> colour."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name.replace("$", r"\$")) for name, colour in names.items()]
+    axes.legend(
+        handles=handles,
+        loc="upper right",
+        bbox_to_anchor=(1, 0),
+        bbox_transform=axes.transAxes,
+        borderaxespad=1.55,
+        borderpad=0,
+        ncols=len(handles) or 1,
+        frameon=False,
+        fontsize=10,
+        handlelength=0.9,
+        handleheight=0.9,
+        columnspacing=1.2,
+        labelcolor=palette.INK,
+    )
+
+
 def seconds_axis(axes: Any, end: float, narrow: bool) -> None:
     """Ticks at round times, written m:ss."""
     steps = (5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
@@ -159,4 +182,6 @@ def seconds_axis(axes: Any, end: float, narrow: bool) -> None:
     ticks = [float(t) for t in range(0, int(end) + 1, step)]
     axes.set_xticks(ticks, [f"{int(t) // 60}:{int(t) % 60:02d}" for t in ticks])
     axes.grid(axis="x", color=palette.GRID, linewidth=0.8)
-    axes.set_xlabel("minutes:seconds since the first submission" if not narrow else "min:s", fontsize=10)
+    axes.set_xlabel(
+        "minutes:seconds since the first submission" if not narrow else "min:s", fontsize=10, loc="left"
+    )

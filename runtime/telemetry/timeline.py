@@ -142,6 +142,7 @@ def draw(
         if nodes[index] != nodes[index - 1]:
             axes.axhline(index - 0.05, color=palette.MUTED, linewidth=0.8)
     figure.seconds_axis(axes, end, narrow)
+    figure.key(axes, {team: palette.job_colours([(t, "") for t, _ in every])[team, ""] for team, _ in every})
     for mark in marks:
         _mark(axes, mark, end)
     return canvas.svg(_spoken(holdings, waits, end), "timeline")
@@ -167,7 +168,7 @@ def _bar(
     share = "" if held.milli_gpu == WHOLE else f" {held.milli_gpu / WHOLE:g}"
     text = names.get(held.job, held.job) + share
     room = (held.end_s - held.start_s) / end * (width - 110)
-    if tall > 0.25 and room > 6.2 * len(text):
+    if tall > 0.34 and room > 6.2 * len(text):
         middle = held.start_s + (held.end_s - held.start_s) / 2
         figure.label(axes, middle, top + tall / 2, text, palette.ink_on(colour), size=10 if tall > 0.5 else 9)
 

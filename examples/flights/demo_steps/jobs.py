@@ -156,6 +156,7 @@ def submit(
         text=True,
         errors="replace",
         bufsize=1,
+        start_new_session=True,
     )
     return Submitted(job_id, step, process, logs / f"{job_id}.log", listen)
 

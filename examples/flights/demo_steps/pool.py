@@ -113,6 +113,7 @@ class Pool:
             text=True,
             timeout=timeout,
             check=False,
+            start_new_session=True,  # Ctrl-C is ours to handle: it must not kill `moorage down` halfway
         )
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"$ moorage {' '.join(arguments)}\n{done.stderr}[exit {done.returncode}]\n")
