@@ -44,8 +44,6 @@ def moorage(
     *arguments: str | Path, home: Path, timeout: float = UP_WITHIN_S, extra: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the real command line in a folder that is not the repository, with `extra` variables."""
-    if arguments[0] == "up" and "--control" not in arguments and "MOORAGE_TEST_CONTROL" in os.environ:
-        arguments += ("--control", os.environ["MOORAGE_TEST_CONTROL"])
     return subprocess.run(
         [sys.executable, "-P", "-m", "moorage.cli", *map(str, arguments)],
         cwd=tempfile.gettempdir(),
