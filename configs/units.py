@@ -8,15 +8,16 @@ from typing import Any
 
 from moorage.errors import InvalidRequest
 
-MAX_GPUS = 4096
+MAX_GPUS = 62
+"""Of one process: what the core can express (`scheduling.model.MAX_DEVICES` per node)."""
 MAX_CPUS = 65536
 MAX_WORKERS = 100_000
 MAX_MIB = 1 << 24
 MAX_SECONDS = 366 * 86400
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
-_NUMBER = re.compile(r"[+-]?(\d{1,18})(\.\d{1,18})?([eE][+-]?\d{1,3})?")
+_DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d{1,18})(\.\d{1,18})?([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 def refuse(field: str, value: Any, why: str, todo: str = "") -> InvalidRequest:

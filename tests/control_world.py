@@ -42,7 +42,9 @@ class World:
     def caller(self, team: str) -> Caller:
         return self.service.authenticate((self.tokens / f"{team}.token").read_text().strip())
 
-    def submit(self, team: str, *, job: str | None = None, gpus: float = 1, workers: int = 1, **metadata: str) -> str:
+    def submit(
+        self, team: str, *, job: str | None = None, gpus: float = 1, workers: int = 1, **metadata: str
+    ) -> str:
         """A gang of `workers` with `gpus` each; `seconds`, `exit` steer the simulated run."""
         steer = {f"sim.{key}": metadata.pop(key) for key in ("seconds", "exit") if key in metadata}
         self.clock.tick(0.001)  # two submissions are never at the same instant
@@ -110,7 +112,9 @@ def sound(service: Service, clock: Clock) -> None:
     check(stored)
     assert list(stored.leases) == list(book.ledger.leases), "book and store hold different leases"
     for name in ("milli_free", "mem_free", "cpu_free", "used"):
-        assert np.array_equal(getattr(stored, name), getattr(book.ledger, name)), f"book and store differ in {name}"
+        assert np.array_equal(getattr(stored, name), getattr(book.ledger, name)), (
+            f"book and store differ in {name}"
+        )
     leased = sum(row.milli_gpu * ((row.released_control_ns or now) - row.granted_control_ns) for row in rows)
     admin = Caller(principal="admin", kind="admin", team="", teams=frozenset())
     billed = service.cost(admin)["total"]["milli_gpu_ns"]

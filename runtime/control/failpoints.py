@@ -18,6 +18,7 @@ NAMES = (
     "launch.after-commit",
     "observe.before-commit",
     "observe.after-commit",
+    "stop.before-commit",
     "stop.after-commit",
     "stop.after-effect",
     "sublease.before-commit",
@@ -26,8 +27,7 @@ NAMES = (
 VARIABLE = "MOORAGE_FAILPOINT"
 
 
-def _armed() -> tuple[str, int]:
-    text = os.environ.get(VARIABLE, "")
+def _armed(text: str) -> tuple[str, int]:
     if not text:
         return "", 0
     name, _, rest = text.partition(":")
@@ -37,7 +37,13 @@ def _armed() -> tuple[str, int]:
     return name, int(count or 1)
 
 
-_name, _left = _armed()
+_name, _left = _armed(os.environ.get(VARIABLE, ""))
+
+
+def arm(text: str) -> None:
+    """Arm as the variable would ("" disarms); ValueError for a name that is not a failpoint."""
+    global _name, _left
+    _name, _left = _armed(text)
 
 
 def hit(name: str) -> None:

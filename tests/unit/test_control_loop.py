@@ -52,7 +52,9 @@ def test_the_applier_itself_refuses_what_is_over_quota(tmp_path: Path) -> None:
             loose.reload(db)
         now = w.clock.now().control_ns
         loose.ledger.version = core.book.ledger.version
-        snapshot = Snapshot(version=core.book.ledger.version, ledger=loose.ledger, pending=core.book.waiting(now))
+        snapshot = Snapshot(
+            version=core.book.ledger.version, ledger=loose.ledger, pending=core.book.waiting(now)
+        )
         plan = planner.plan(snapshot, Policy(), now)
         assert len(plan.admitted) == 2, "the loose plan admits both"
         assert apply_plan(core, snapshot, plan) == 1
@@ -90,7 +92,9 @@ def test_exit_codes_fail_the_job_and_lost_attempts_are_tried_again(tmp_path: Pat
         assert w.states(wrong, again, lost) == ["FAILED", "FAILED", "QUARANTINED"]
         assert w.job(wrong).driver_exit_code == 1
         attempts = {job: [a.submission_id for a in w.service.attempts(job)] for job in (wrong, again, lost)}
-        assert attempts == {j: [f"{j}-{n + 1}" for n in range(k)] for j, k in ((wrong, 1), (again, 3), (lost, 3))}
+        assert attempts == {
+            j: [f"{j}-{n + 1}" for n in range(k)] for j, k in ((wrong, 1), (again, 3), (lost, 3))
+        }
         assert w.job(lost).ray_status == "FAILED" and "3 attempts" in w.job(lost).message
 
 
@@ -204,7 +208,9 @@ def test_the_same_id_with_the_same_content_is_one_job(tmp_path: Path) -> None:
         submission = Submission(entrypoint="a", submission_id="x", metadata={"gpus_per_worker": "1"})
         assert w.service.submit(ops, submission) == w.service.submit(ops, submission) == "x"
         with pytest.raises(Conflict):
-            w.service.submit(ops, Submission(entrypoint="b", submission_id="x", metadata={"gpus_per_worker": "1"}))
+            w.service.submit(
+                ops, Submission(entrypoint="b", submission_id="x", metadata={"gpus_per_worker": "1"})
+            )
         free = Submission(entrypoint="a", metadata={"gpus_per_worker": "1"})
         key = w.service.submit(ops, free, None, "key-1")
         assert w.service.submit(ops, free, None, "key-1") == key

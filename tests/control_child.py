@@ -1,0 +1,129 @@
+"""A control plane that may be killed at a failpoint: one script over a simulated cluster that outlives it.
+
+`python tests/control_child.py FOLDER` forks one child per failpoint, which dies there, then a second one that
+finishes the work. It prints what it found as JSON; the launches come from the cluster's own journal, not from the
+store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from control_world import TEAMS, sound
+
+from moorage.configs.pool import PoolSettings
+from moorage.configs.teams import parse_teams
+from moorage.errors import Conflict, MoorageError
+from moorage.runtime.control import failpoints
+from moorage.runtime.control.api import Caller, GrowAsk, Submission
+from moorage.runtime.control.clock import SystemClock
+from moorage.runtime.control.launching import LaunchSettings
+from moorage.runtime.control.service import Service
+from moorage.runtime.control.simbackend import SimBackend, SimNode
+from moorage.runtime.control.store import sqlite_url
+
+ADMIN = Caller(principal="admin", kind="admin", team="", teams=frozenset())
+JOBS = {"short": "0.3", "stopped": "60", "grower": "60", "gang": "0.3"}
+DEADLINE_S = 20.0
+
+
+def opened(folder: Path) -> Service:
+    clock = SystemClock()
+    backend = SimBackend(
+        [SimNode(name="node-0"), SimNode(name="node-1")], clock, journal=folder / "journal.jsonl"
+    )
+    return Service(
+        url=sqlite_url(folder / "control.db"),
+        teams=parse_teams(TEAMS),
+        backend=backend,
+        token_folder=folder / "tokens",
+        where=LaunchSettings(url="http://127.0.0.1:1", data="/d", secret=b"s"),
+        settings=PoolSettings(tick_ms=10),
+        clock=clock,
+    )
+
+
+def wait(condition: Any, what: str) -> None:
+    deadline, idle = time.monotonic() + DEADLINE_S, threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited for {what}")
+        idle.wait(0.01)
+
+
+def work(folder: Path) -> dict[str, Any]:
+    """Submit (again), grow, stop, wait for the end; what the control plane says of the jobs."""
+    service = opened(folder)
+    survived = sorted(view.job_id for view in service.jobs(ADMIN))
+    service.start()
+
+    def state(job: str) -> str:
+        return service.job(ADMIN, job).state
+
+    for job, seconds in JOBS.items():
+        metadata = {"team": "ops", "gpus_per_worker": "1", "sim.seconds": seconds}
+        if job == "gang":
+            metadata["workers"] = "2"
+        assert service.submit(ADMIN, Submission(entrypoint="x", submission_id=job, metadata=metadata)) == job
+    wait(lambda: state("grower") not in ("PENDING", "ADMITTED", "STARTING"), "grower to run")
+    with contextlib.suppress(Conflict):  # the stop of the first life may have been remembered
+        grown = service.grow(ADMIN, GrowAsk(job_id="grower", milli_gpu=1000, timeout_s=15, name="more"))
+        service.release_sublease(ADMIN, grown.lease_id)
+    for job in ("grower", "stopped"):
+        service.stop(ADMIN, job)
+    wait(lambda: all(view.final for view in service.jobs(ADMIN)), "every job to end")
+    service.loop.stop()
+    sound(service, service.store.clock)
+    said = {job: state(job) for job in JOBS}
+    held = len(service.core.book.ledger.leases)
+    service.close()
+    return {"survived": survived, "states": said, "held": held}
+
+
+def forked(folder: Path, failpoint: str) -> int:
+    """Run `work` in a child with the failpoint armed; its wait status."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            failpoints.arm(failpoint)
+            (folder / "said.json").write_text(json.dumps(work(folder)))
+            code = 0
+        except (MoorageError, AssertionError) as error:
+            (folder / "error.txt").write_text(repr(error))
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    found = {}
+    for name in sys.argv[2:]:
+        folder = root / name
+        folder.mkdir(parents=True)
+        killed = forked(folder, f"{name}:kill")
+        after = forked(folder, "")
+        error = folder / "error.txt"
+        journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+        found[name] = {
+            "killed_by": os.WTERMSIG(killed) if os.WIFSIGNALED(killed) else None,
+            "second": os.waitstatus_to_exitcode(after),
+            "error": error.read_text() if error.exists() else "",
+            "launches": sorted(entry["submission_id"] for entry in journal if entry["op"] == "launch"),
+            **(json.loads((folder / "said.json").read_text()) if (folder / "said.json").exists() else {}),
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The store (G2 G6): schema by migrations, durable settings, one transition table, tokens, events."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from control_world import world
+from sqlalchemy import create_mock_engine, select, text
+
+from moorage.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from moorage.runtime.control import states, tables
+from moorage.runtime.control.api import FINAL, Submission
+from moorage.runtime.control.clock import ManualClock
+from moorage.runtime.control.store import Store, sqlite_url
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+    store = Store(sqlite_url(tmp_path / "c.db"), ManualClock())
+    with store.engine.connect() as db:
+        assert compare_metadata(MigrationContext.configure(db), tables.metadata) == []
+        assert db.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert db.execute(text("PRAGMA synchronous")).scalar() == 2, "FULL: a power loss keeps every commit"
+        assert db.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    store.close()
+    assert stat.S_IMODE((tmp_path / "c.db").stat().st_mode) == 0o600
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = Store(sqlite_url(tmp_path / "c.db"), ManualClock())
+    with store.write() as db:
+        db.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    store.close()
+    with pytest.raises(Conflict, match="newer"):
+        Store(sqlite_url(tmp_path / "c.db"), ManualClock())
+
+
+def test_the_schema_compiles_for_postgresql() -> None:
+    statements: list[str] = []
+    engine = create_mock_engine(
+        "postgresql://", lambda sql, *_, **__: statements.append(str(sql.compile(dialect=engine.dialect)))
+    )
+    tables.metadata.create_all(engine, checkfirst=False)
+    assert sum("CREATE TABLE" in statement for statement in statements) == len(tables.metadata.tables)
+
+
+def test_only_one_function_writes_a_jobs_state(root: Path) -> None:
+    """DESIGN: one table holds the transitions; nothing else changes a state."""
+    for source in (root / "runtime" / "control").glob("*.py"):
+        for update in re.findall(r"update\(jobs\)(?:.|\n){0,200}?values\(([^)]*)\)", source.read_text()):
+            assert source.name == "records.py" or "state" not in update.replace("stop_reason", ""), source
+
+
+def test_the_transition_table_is_the_designs() -> None:
+    assert all(before not in FINAL for before, _ in states.TRANSITIONS), "nothing leaves a final state"
+    assert all(reasons for reasons in states.TRANSITIONS.values()), "each edge has a reason"
+    with pytest.raises(states.IllegalTransition):
+        states.check("PENDING", "RUNNING", "observed-running")
+    with pytest.raises(states.IllegalTransition):
+        states.check("PENDING", "ADMITTED", "stopped-by-user")
+
+
+def test_events_are_written_with_the_state_and_the_time_never_goes_back(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        job = w.submit("ops", seconds="2")
+        w.run(5)
+        events = w.service.events(w.caller("ops"), job_id=job)
+        kinds = [event["kind"] for event in events if event["kind"].startswith(("job.", "lease."))]
+        assert kinds == [
+            "job.pending",
+            "lease.granted",
+            "job.admitted",
+            "job.starting",
+            "job.running",
+            "job.succeeded",
+            "lease.released",
+        ]
+        every = w.service.events(w.caller("admin"), limit=1000)
+        assert [e["seq"] for e in every] == sorted({e["seq"] for e in every})
+        assert [e["control_ns"] for e in every] == sorted(e["control_ns"] for e in every)
+        assert all(e["team"] == "research" for e in w.service.events(w.caller("research")))
+
+
+def test_tokens_are_files_for_their_owner_and_only_their_hash_is_stored(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        for name in ("ops", "research", "admin"):
+            path = w.tokens / f"{name}.token"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            secret = path.read_text().strip()
+            assert secret.encode() not in (tmp_path / "control.db").read_bytes()
+            assert secret.encode() not in (tmp_path / "control.db-wal").read_bytes()
+        before = (w.tokens / "ops.token").read_text()
+        w.restart()
+        assert (w.tokens / "ops.token").read_text() == before
+        for bad in (None, "", "Bearer ", "x", before.strip() + "x"):
+            with pytest.raises(Unauthenticated):
+                w.service.authenticate(bad)
+
+
+def test_a_jobs_token_is_its_own_and_ends_with_it(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        from moorage.runtime.control.tokens import job_token
+
+        mine, other = w.submit("ops", seconds="20"), w.submit("ops", seconds="20")
+        w.run(2)
+        caller = w.service.authenticate(job_token(b"secret", f"{mine}-1"))
+        assert (caller.kind, caller.team, caller.job_id) == ("job", "ops", mine)
+        with pytest.raises(Forbidden):
+            w.service.stop(caller, other)
+        assert w.service.stop(caller, mine)
+        w.run(2)
+        with pytest.raises(Unauthenticated):
+            w.service.authenticate(job_token(b"secret", f"{mine}-1"))
+        with w.service.store.read() as db:
+            launch = db.execute(select(tables.outbox).where(tables.outbox.c.kind == "launch")).first()
+        assert launch is not None and "MOORAGE_TOKEN" not in str(launch.payload)
+
+
+def test_teams_do_not_see_or_charge_each_other(tmp_path: Path) -> None:
+    """S9, S10: the token decides; metadata and headers choose only among the caller's teams."""
+    with world(tmp_path) as w:
+        job = w.submit("ops", seconds="20")
+        research = w.caller("research")
+        for act in (w.service.job, w.service.stop, w.service.delete):
+            with pytest.raises(NotFound):
+                act(research, job)
+        assert w.service.jobs(research) == []
+        with pytest.raises(Forbidden):
+            w.service.submit(research, Submission(entrypoint="x", metadata={"team": "ops"}))
+        with pytest.raises(Forbidden):
+            w.service.submit(research, Submission(entrypoint="x"), {"Moorage-Team": "ops"})
+        admin = w.caller("admin")
+        made = w.service.submit(
+            admin, Submission(entrypoint="x", metadata={"team": "ops"}), {"Moorage-Team": "research"}
+        )
+        assert w.job(made).team == "research", "a header beats metadata"
+
+
+def test_delete_hides_a_final_job_and_keeps_its_record(tmp_path: Path) -> None:
+    with world(tmp_path) as w:
+        ops, job = w.caller("ops"), w.submit("ops", job="gone", seconds="1")
+        with pytest.raises(Conflict):
+            w.service.delete(ops, job)
+        w.run(4)
+        assert w.service.delete(ops, job)
+        w.run(1)
+        with pytest.raises(NotFound):
+            w.service.job(ops, job)
+        assert w.backend.jobs == {}, "Ray's record went too"
+        assert w.service.cost(ops)["total"]["milli_gpu_ns"] > 0
+        with pytest.raises(Conflict):
+            w.submit("ops", job="gone", seconds="1")
