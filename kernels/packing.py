@@ -30,15 +30,15 @@ WHOLE = 1000
 _FAR = np.int64(2**62)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _share(milli: int, gpu_mib: int, device_mib: int) -> int:
+@numba.njit(cache=True)
+def _share(milli: np.int64, gpu_mib: np.int64, device_mib: np.int64) -> np.int64:
     """MiB a task holds on each device it touches."""
     if milli >= WHOLE:
         return device_mib
     return gpu_mib if gpu_mib > 0 else milli * device_mib // WHOLE
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _device_for_fraction(milli_free: I64, mem_free: I64, milli: int, mib: int, raylet: bool) -> int:
     """Device of one node for a fraction: the smallest sufficient remainder, ties to the lowest index; -1 = none.
 
@@ -55,7 +55,7 @@ def _device_for_fraction(milli_free: I64, mem_free: I64, milli: int, mib: int, r
     return best
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _best_node(
     milli_free: I64,
     mem_free: I64,
@@ -68,7 +68,7 @@ def _best_node(
     want_model: int,
     shape: I64,
     raylet: bool,
-) -> tuple[int, int]:
+) -> tuple[int, np.int64]:
     """(node, device mask) for one task, (-1, 0) when nothing fits."""
     milli, gpu_mib, cpu, mib = shape[0], shape[1], shape[2], shape[3]
     best, best_mask, best_score, best_free = -1, np.int64(0), _FAR, _FAR
@@ -111,11 +111,11 @@ def _best_node(
     return best, best_mask
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _apply(
     sign: int,
     node: int,
-    mask: int,
+    mask: np.int64,
     shape: I64,
     milli_free: I64,
     mem_free: I64,
@@ -124,7 +124,7 @@ def _apply(
     cpu_free: I64,
     mib_free: I64,
     room: I64,
-) -> int:
+) -> np.int64:
     """Take (sign -1) or give back (+1) one task; returns the MiB per device."""
     milli = shape[0]
     each = milli if milli < WHOLE else np.int64(WHOLE)
@@ -142,7 +142,7 @@ def _apply(
     return mem
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def place_gang(
     milli_free: I64,
     mem_free: I64,
