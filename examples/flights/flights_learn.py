@@ -88,10 +88,14 @@ class DeepSpeedLearner:
                     for key, value in entry.items()
                 }
             )
-        return {"net": dict(self.net.state_dict()), "masters": masters, "adam": adam}
+        schedule = self.engine.lr_scheduler.state_dict()
+        rates = [group["lr"] for group in self._adam().param_groups]
+        net = dict(self.net.state_dict())
+        return {"net": net, "masters": masters, "adam": adam, "schedule": schedule, "rates": rates}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
+        self.engine.lr_scheduler.load_state_dict(state["schedule"])
         zero = self.engine.optimizer
         for part, shards in zip(zero.single_partition_of_fp32_groups, state["masters"], strict=True):
             part.data.copy_(shards[self.rank])
@@ -102,3 +106,6 @@ class DeepSpeedLearner:
         self._adam().load_state_dict(
             {"state": mine, "param_groups": self._adam().state_dict()["param_groups"]}
         )
+        # the schedule sets the rate after each step only: the first one after a resume needs it now
+        for group, rate in zip(self._adam().param_groups, state["rates"], strict=True):
+            group["lr"] = rate

@@ -110,6 +110,9 @@ def make_learner(net: Any, rows: Any, config: dict[str, Any], total: int, rank: 
     import deepspeed
     from flights_model import DEFAULTS
 
+    # DeepSpeed would compile its shared-memory all-reduce on first use: minutes on a busy machine, for nothing here
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
     lr = float({**DEFAULTS, **config["hparams"]}["lr"])
     per_rank = config["batch"] // dist.get_world_size()
     engine, *_ = deepspeed.initialize(
