@@ -51,5 +51,5 @@ lock: $(STAMP)  ## rewrite requirements.lock from the environment
 	@$(SAFE) $(BIN)/python .ci/lock.py
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist demo-report src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
