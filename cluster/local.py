@@ -54,6 +54,9 @@ def node_arguments(index: int, options: argparse.Namespace) -> dict[str, Any]:
         "node_ip_address": "127.0.0.1",
         "dashboard_agent_listen_port": 0,
         "metrics_export_port": 0,
+        # Nodes of one machine share the session folder. In one folder of packages, a second node would remove and
+        # unpack again the working_dir that a job on the first node runs in.
+        "runtime_env_dir_name": f"runtime_resources_{index}",
     }
     if index == 0:
         common |= {
