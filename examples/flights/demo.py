@@ -126,6 +126,7 @@ def serve_and_evaluate(demo: Run, threads: ThreadPoolExecutor) -> None:
     """The replicas start while the test months are scored; the requests come when the machine is theirs."""
     server = serving.start(demo)
     scoring = evaluating.start(demo)
+    registering.check_record(demo)
     together(
         [threads.submit(serving.await_ready, demo, server), threads.submit(evaluating.finish, demo, scoring)]
     )
@@ -205,7 +206,9 @@ def main() -> int:
     with screen:
         failure = guarded(demo)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # what is left is the taking down: seconds, and it must happen
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # what is left is the taking down: seconds, and it must happen
         kept = options.keep and failure is None
         if failure is not None and failure.step in screen.rows:
             screen.fail(failure.step, failure.what)

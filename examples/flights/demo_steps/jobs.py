@@ -142,7 +142,17 @@ def submit(
 ) -> Submitted:
     """Start `ray job submit` as `team`; it follows the job's log until the job ends."""
     asked = [
-        *(tool("ray"), "job", "submit", "--address", pool.url, "--submission-id", job_id),
+        *(
+            tool("ray"),
+            "job",
+            "submit",
+            "--address",
+            pool.url,
+            "--submission-id",
+            job_id,
+            "--log-color",
+            "false",
+        ),
         *("--working-dir", str(EXAMPLE), *options),
         *(("--metadata-json", json.dumps(metadata)) if metadata else ()),
         *("--", *command),
