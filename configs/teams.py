@@ -41,7 +41,7 @@ Amounts = Annotated[dict[str, int], BeforeValidator(_amounts)]
 
 def _known(value: Any, model: type[BaseModel], where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"must be a mapping, not {type(value).__name__}")  # noqa: TRY004 - pydantic catches ValueError only
+        raise ValueError(f"must be a mapping, not {type(value).__name__}")  # pydantic catches ValueError only
     refuse_unknown(value, model, where)
     return value
 

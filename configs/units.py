@@ -1,4 +1,4 @@
-"""Text to exact integers: GPUs to milli-GPU, CPUs to milli-CPU, durations to nanoseconds. Each error names the field."""
+"""Text to exact integers: GPUs to milli-GPU, CPUs to milli-CPU, durations to nanoseconds. Errors name the field."""
 
 from __future__ import annotations
 

@@ -171,10 +171,11 @@ def check_feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Non
     if reason is None:
         return
     total = int(ledger.capacity()[0])
+    least = request.milli_gpu(request.min_workers) / 1000
     raise Infeasible(
         f"the job can never start: {reason.text()}",
         why=(
-            f"its gang of {request.min_workers} worker(s) and head needs {request.milli_gpu(request.min_workers) / 1000:g}"
+            f"its gang of {request.min_workers} worker(s) and head needs {least:g}"
             f" GPUs together; the pool has {total / 1000:g}"
         ),
         todo="ask for less",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from moorage.cluster.backend import Observation, ObservedJob, ObservedNode
+from moorage.cluster.binding import NODE_ID_LABEL
 from moorage.configs.job import JobAsk
 from moorage.runtime.control import lifecycle, outcome, records, states
 from moorage.runtime.control.api import ADMITTED, RUNNING, STARTING
@@ -118,6 +119,7 @@ class Observer:
     def _steps(self, seen: Observation) -> list[tuple[Any, JobRow, tuple[Any, ...]]]:
         by_id = {job.submission_id: job for job in seen.jobs}
         alive = {node.name for node in seen.nodes if node.alive}
+        ids = {"", *(node.ray_node_id for node in seen.nodes if node.alive)}
         steps: list[tuple[Any, JobRow, tuple[Any, ...]]] = []
         with self._core.store.read() as db:
             active = db.execute(select(jobs).where(jobs.c.state.in_(states.WITH_ATTEMPT))).all()
@@ -129,8 +131,20 @@ class Observer:
                         select(placements.c.node).where(placements.c.lease_id == attempt.lease_id)
                     ).scalars()
                 )
-                steps += self._judge(job, attempt, ray, bool(homes - alive))
+                home_lost = bool(homes - alive)
+                if ray is not None and ray.status == "PENDING" and not home_lost:
+                    home_lost = self._pinned_to(db, attempt) not in ids
+                steps += self._judge(job, attempt, ray, home_lost)
         return steps
+
+    @staticmethod
+    def _pinned_to(db: Connection, attempt: Row[Any]) -> str:
+        """Ray's id of the node an attempt's entrypoint was pinned to: it changes when the node is restarted."""
+        launch = select(outbox.c.payload).where(
+            outbox.c.kind == "launch", outbox.c.submission_id == attempt.submission_id
+        )
+        selector = db.execute(launch).scalar_one().get("entrypoint_label_selector") or {}
+        return str(selector.get(NODE_ID_LABEL, ""))
 
     def _judge(
         self, job: JobRow, attempt: Row[Any], ray: ObservedJob | None, home_lost: bool
@@ -192,12 +206,7 @@ class Observer:
     def _lost(self, change: Change, job: JobRow, attempt: Row[Any]) -> None:
         self._missing.pop(attempt.submission_id, None)
         text = "Ray no longer knows the attempt: its cluster was replaced or its record deleted"
-        kind = (
-            ("stopped", "stopped-by-user")
-            if job.stop_reason == outcome.USER_STOP
-            else ("lost", "attempt-lost")
-        )
-        verdict = outcome.Outcome(kind=kind[0], reason=kind[1], message=text)
+        verdict = outcome.judge("FAILED", text, None, job.stop_reason)
         lifecycle.end_attempt(self._core, change, job, verdict, None)
 
     def _withdraw(self, change: Change, job: JobRow) -> None:

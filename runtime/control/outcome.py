@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 USER_STOP, MAX_RUNTIME, NODE_LOST, PREEMPT = "user", "max_runtime", "node_lost", "preempt"
 
-_USERS_OWN = ("entrypoint command failed", "runtime_env setup failed", "runtime environment", "exit code")
+_USERS_OWN = (
+    "entrypoint command failed",
+    "runtime_env setup failed",
+    "set up runtime environment",
+    "runtime_env failed",
+)
+_NOT_THEIRS = ("runtime env agent", "runtime_env agent")
+"""Ray words its own agent's failures like those of the environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +51,12 @@ def judge(
         return Outcome(
             kind="stopped", reason="stopped-by-user", message=f"stopped by its user; Ray: {message}"
         )
-    if exit_code is None and not any(mark in message.lower() for mark in _USERS_OWN):
+    if exit_code is None and not _users_own(message.lower()):
         return Outcome(kind="lost", reason="attempt-lost", message=message)
     if failures_left > 0:
         return Outcome(kind="retry", reason="attempt-failed", message=message)
     return Outcome(kind="failed", reason="observed-failed", message=message)
+
+
+def _users_own(message: str) -> bool:
+    return any(mark in message for mark in _USERS_OWN) and not any(mark in message for mark in _NOT_THEIRS)

@@ -306,7 +306,8 @@ class Service:
 
 
 def _states(db: Connection) -> dict[str, int]:
-    return {state: n for state, n in db.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))}
+    rows = db.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
+    return {str(row[0]): int(row[1]) for row in rows}
 
 
 def _record_teams(db: Connection, wall_ns: int, teams: Teams) -> None:

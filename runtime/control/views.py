@@ -118,7 +118,7 @@ def _message(
         waits = reason.text() if reason else "waits for the next scheduling round"
         return f"{row.message}; {waits}" if row.message else waits
     if row.state == ADMITTED:
-        return f"admitted to {_places(db, row)}; starts when Ray has freed the devices and earlier starts there are done"
+        return f"admitted to {_places(db, row)}; starts when its devices are free on Ray and earlier starts are done"
     if row.state == STARTING:
         return f"Ray is starting it on {_places(db, row)}"
     return str(row.message) or "its devices are being taken back"

@@ -22,7 +22,8 @@ def test_the_examples_are_valid(root: Path) -> None:
 
 def test_a_tree_with_figures_per_model() -> None:
     teams = parse_teams(
-        "teams:\n  eng: {quota: {gpus: 4, L4: 2}}\n  search: {parent: eng, quota: 3, lend: 1, weight: 2}\n  ads: {parent: eng}"
+        "teams:\n  eng: {quota: {gpus: 4, L4: 2}}\n  search: {parent: eng, quota: 3, lend: 1, weight: 2}\n"
+        "  ads: {parent: eng}"
     )
     assert teams.teams["search"].lend == {"gpus": 1000} and sorted(teams.leaves()) == ["ads", "search"]
     assert teams.guaranteed() == {"gpus": 4000, "L4": 2000}

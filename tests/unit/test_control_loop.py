@@ -12,6 +12,7 @@ from moorage.errors import Conflict, Infeasible
 from moorage.runtime.control.api import Submission
 from moorage.runtime.control.applier import apply_plan
 from moorage.runtime.control.book import Book
+from moorage.runtime.control.outcome import judge
 from moorage.runtime.control.simbackend import SimNode
 from moorage.scheduling import planner
 from moorage.scheduling.model import Policy, Snapshot
@@ -229,3 +230,38 @@ def test_a_restart_goes_on_where_the_store_says(tmp_path: Path) -> None:
             w.run(4, step=1)
         assert w.states(*jobs) == ["SUCCEEDED"] * 4
         assert sorted(w.backend.launches) == sorted(f"{job}-1" for job in jobs)
+
+
+def test_an_attempt_pinned_to_a_node_that_was_restarted_is_taken_back(tmp_path: Path) -> None:
+    """G6: Ray's node ids change with each start of a raylet; the pin of a start in flight is then void."""
+    with world(tmp_path, nodes=NODES[:1], start_s=30) as w:
+        ask = Submission(entrypoint="x", entrypoint_num_cpus=1, metadata={"sim.seconds": "60"})
+        job = w.service.submit(w.caller("ops"), ask)
+        w.run(2)
+        assert w.states(job) == ["STARTING"]
+        w.backend.incarnation["node-0"] = 1
+        w.run(40)
+        assert w.backend.launches == [f"{job}-1", f"{job}-2"] and w.states(job) == ["RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "code", "stop", "left", "kind"),
+    [
+        ("SUCCEEDED", "", 0, "", 0, "succeeded"),
+        ("SUCCEEDED", "", 0, "user", 0, "succeeded"),
+        ("FAILED", "Job entrypoint command failed with exit code 1", 1, "", 0, "failed"),
+        ("FAILED", "Job entrypoint command failed with exit code 1", 1, "", 2, "retry"),
+        ("FAILED", "runtime_env setup failed: pip", None, "", 0, "failed"),
+        ("FAILED", "Failed to set up runtime environment: no runtime env agent", None, "", 0, "lost"),
+        ("FAILED", "Job supervisor actor died: node died", None, "", 0, "lost"),
+        ("FAILED", "Job supervisor actor died", None, "max_runtime", 0, "failed"),
+        ("STOPPED", "", None, "user", 0, "stopped"),
+        ("STOPPED", "", None, "", 0, "stopped"),
+        ("STOPPED", "", None, "max_runtime", 0, "failed"),
+        ("STOPPED", "", None, "node_lost", 0, "lost"),
+    ],
+)
+def test_what_an_end_means(
+    status: str, message: str, code: int | None, stop: str, left: int, kind: str
+) -> None:
+    assert judge(status, message, code, stop, left).kind == kind
