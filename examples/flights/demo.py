@@ -213,13 +213,13 @@ def main() -> int:
         if failure is not None and failure.step in screen.rows:
             screen.fail(failure.step, failure.what)
         if not kept:
-            down = pool.down()
+            left = pool.down()
             demo.checks.expect(
                 POOL,
                 "the pool is down again",
-                down,
-                "down" if down else f"see {pool.log}",
-                "nothing left running",
+                not left,
+                f"still there: {', '.join(left)}" if left else "all its processes ended",
+                "no process of it or of its jobs is left",
             )
         report = reporting.write(demo, failure, time.monotonic() - began)
         if failure is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from demo_steps.checks import StepFailed
 
@@ -82,6 +84,9 @@ class Pool:
                     "pool",
                     f"the last demo's pool is still up; stop it with: MOORAGE_HOME={self.home} moorage down",
                 )
+            self._moorage(
+                "down", "--json"
+            )  # what a killed pool may have left running is found through its home
             shutil.rmtree(self.home)
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.home / MARKER).touch()
@@ -95,13 +100,31 @@ class Pool:
             )
         self.record = json.loads(done.stdout)
 
-    def down(self) -> bool:
-        """True when the pool is down afterwards. Never raises: it runs while other errors are on their way."""
+    def down(self) -> list[str]:
+        """What still lives afterwards of the pool and all its descendants, by name; [] when it is down.
+
+        Never raises: it runs while other errors are on their way.
+        """
         self._http.close()
+        before = self._processes()
         try:
-            return self._moorage("down", "--json", timeout=120).returncode == 0
-        except (OSError, subprocess.SubprocessError):
-            return False
+            if self._moorage("down", "--json", timeout=120).returncode:
+                return ["`moorage down` failed"]
+        except (OSError, subprocess.SubprocessError) as error:
+            return [str(error)]
+        _, alive = psutil.wait_procs(before, timeout=5)
+        return [f"{process.pid}" for process in alive]
+
+    def _processes(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
+        with contextlib.suppress(OSError, ValueError):
+            self.record |= json.loads((self.home / "pool.json").read_text(encoding="utf-8"))
+        for recorded in self.record.get("processes", ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(recorded["pid"])
+                if abs(process.create_time() - recorded["create_time"]) < 1.0:
+                    found += [process, *process.children(recursive=True)]
+        return list(dict.fromkeys(found))
 
     def _moorage(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MOORAGE_", "RAY_"))}

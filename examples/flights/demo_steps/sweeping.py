@@ -78,7 +78,9 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
         "PENDING" if waits else printed[-200:],
         "`ray job status` says PENDING",
     )
-    told = " ".join(line.strip() for line in printed.splitlines() if "team" in line or "limit" in line)
+    told = next(
+        (line.split("Status message: ")[1] for line in printed.splitlines() if "Status message: " in line), ""
+    )
     names = RESEARCH in printed and "limit" in printed and WIDE_JOB in printed
     expect(
         WIDE,
@@ -105,7 +107,7 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
         "job": DEEP_JOB,
         "message": waiting.get("message", ""),
         "reason": reason,
-        "ray_job_status": printed.strip()[-1500:],
+        "ray_job_status": told,
         "ray_gpus_before": {"booked": seen[0], "total": seen[1]},
         "ray_gpus_after": {"booked": after[0], "total": after[1]},
         "train_job": train_job,
