@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from demo_steps.run import OPS, PATIENCE_S, Run
-
 from moorage.errors import DataError
 
 STEP = "features"
