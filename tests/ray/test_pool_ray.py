@@ -1,0 +1,79 @@
+"""S4, G6: what Ray's own book says, and what becomes of a pool whose Ray dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+from moorage.cluster.backend import Launch
+from moorage.cluster.client import RayBackend
+from moorage.errors import MoorageError
+
+POOL = {"nodes": 2, "logical_gpus": 2}
+pytestmark = pytest.mark.timeout(180)
+SCRIPT = Path(__file__).parent / "scripts" / "books.py"
+
+
+@pytest.fixture()
+def backend(pool):
+    found = RayBackend(pool.home)
+    yield found
+    found.close()
+
+
+def test_the_raylets_book_is_read_not_the_environment(pool, backend) -> None:
+    """S4: device indexes and amounts come from the raylet, fractions, groups and a forged environment
+    included."""
+    out = pool.home / "books.json"
+    entrypoint = shlex.join([sys.executable, str(SCRIPT), str(out)])
+    backend.launch(Launch(submission_id="books-1", entrypoint=entrypoint))
+    until(lambda: [j for j in backend.observe().jobs if j.ended], 120, "the job to end")
+    (job,) = backend.observe().jobs
+    said = list(pool.files.ray_temp.glob("session_latest/logs/job-driver-books-1.log"))
+    assert job.status == "SUCCEEDED", f"{job.message}\n{[path.read_text() for path in said]}"
+    books = json.loads(out.read_text(encoding="utf-8"))
+    (fraction,) = books["fraction"]["GPU"].items()
+    assert fraction[0] in ("0", "1") and fraction[1] == 0.25
+    assert sum(books["fraction"]["CPU"].values()) == 2
+    (lying,) = books["lying"]["GPU"].items()
+    assert lying[0] in ("0", "1") and lying[1] == 1, "the environment said 77"
+    for member in ("group", "anywhere in the group"):
+        assert set(books[member]) == {"CPU", "GPU"}
+        assert list(books[member]["GPU"].values()) == [1] and list(books[member]["CPU"].values()) == [1]
+
+
+def test_a_lost_raylet_is_seen_and_said(pool, backend) -> None:
+    """G6: SIGKILL of a raylet: the node is no longer alive, the pool says `degraded` and which process
+    went."""
+    node = next(n for n in backend.observe().nodes if not n.is_head)
+    (raylet,) = next(n for n in pool.record().nodes if n["ray_node_id"] == node.ray_node_id)["processes"][
+        "raylet"
+    ]
+    os.kill(raylet, signal.SIGKILL)
+    until(lambda: pool.record().state == "degraded", 15, "the supervisor to notice")
+    assert node.ray_node_id in pool.record().error
+    until(
+        lambda: not next(n for n in backend.observe().nodes if n.name == node.name).alive, 60, "Ray to notice"
+    )
+    assert next(n for n in backend.observe().nodes if n.is_head).alive
+
+
+def test_a_lost_cluster_is_not_replaced_in_silence(pool, backend) -> None:
+    """G6: with the whole of Ray gone the front door stays, says so, and nobody starts an empty cluster
+    instead."""
+    ray, control = pool.process("ray"), pool.process("control")
+    os.kill(ray.pid, signal.SIGKILL)
+    until(lambda: "ray ended" in pool.record().error, 15, "the supervisor to notice")
+    with pytest.raises(MoorageError):
+        until(lambda: backend.observe() is None, 30, "observation to fail")
+    assert pool.record().state == "degraded" and pool.process("ray") == ray and not ray.alive()
+    assert pool.process("control") == control and control.alive()
+    with pool.http(None) as door:
+        assert door.get("/healthz").status_code in (200, 503)
