@@ -1,1 +1,16 @@
-"""The durable control plane: store, admission, applier, reconcile loop, cost. Never imports Ray."""
+"""The durable control plane: store, admission, applier, reconcile loop, cost. Never imports Ray.
+
+    api.py        what the front door sees                 service.py    the facade that answers it
+    states.py     the one transition table                 records.py    the one writer of states and leases
+    tables.py     the schema; migrations/ makes it         store.py      transactions, events
+    admission.py  a submission to a PENDING job            book.py       the ledger in memory, rebuilt from the store
+    loop.py       observe -> absorb -> plan -> apply -> act
+    observing.py  observation to transitions               outcome.py    what an attempt's end means (pure)
+    applier.py    re-checks a plan, commits leases         effects.py    the outbox: launch, stop, forget
+    lifecycle.py  finished, or requeued                    launching.py  a lease to what Ray is asked to start
+    growth.py     subleases and endpoints                  cost.py       bills from lease events
+    tokens.py     who may call                             simbackend.py a pool without Ray, same protocol
+    failpoints.py where a test may kill this process
+
+A tick holds no lock and no transaction while it talks to the cluster.
+"""
