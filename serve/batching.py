@@ -27,9 +27,9 @@ MAX_ROWS = 4096
 class BatchLimits:
     """When a batch closes, once the worker is free: at `max_rows` rows, or `wait_ms` ms after its first row came.
 
-    While one batch computes, the next one fills (one batch computes at a time per replica), so under load the
-    batches grow without any waiting; `wait_ms` only adds latency when the endpoint is idle. 0 is the right
-    choice unless a forward pass has a high fixed cost and the traffic is steady.
+    While one batch computes, the next one fills (one batch computes at a time per replica). `wait_ms` is spent only
+    while rows come side by side (what waits, or the batch before, has more than one): a lone caller never waits.
+    It pays where a batch has a high fixed cost and cores are few: fewer, fuller batches.
     """
 
     max_rows: int = 64
@@ -133,6 +133,7 @@ class BatchWorker(Generic[Model]):
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self._before = 0  # rows of the batch before
 
     async def start(self, load: Callable[[], Model]) -> Model:
         """Load the model in the worker's thread; raises what `load` raises."""
@@ -185,11 +186,14 @@ class BatchWorker(Generic[Model]):
                 batch = [
                     item for item in (self._waiting.popleft() for _ in range(count)) if not item.future.done()
                 ]
+                self._before = len(batch)
                 if batch or self._closed:
                     return batch
 
     def _fill(self) -> None:
-        """Wait for more rows, as long as the oldest one may."""
+        """Wait for more rows, as long as the oldest one may; not for a caller who is alone."""
+        if self._before < 2 and len(self._waiting) < 2:
+            return
         while self._waiting and len(self._waiting) < self.limits.max_rows and not self._closed:
             left = self._waiting[0].since + self.limits.wait_s - time.monotonic()
             if left <= 0:

@@ -101,4 +101,5 @@ def loader(artifact: Artifact) -> partial[FlightsPredictor]:
     return partial(FlightsPredictor, artifact)
 
 
-LIMITS = BatchLimits(max_rows=64, wait_ms=0)
+# A batch costs 4 ms for one row and 6 ms for 64 (2 cores): under load it pays to wait for more rows.
+LIMITS = BatchLimits(max_rows=64, wait_ms=8)

@@ -140,14 +140,32 @@ def test_what_arrives_during_a_batch_is_the_next_batch() -> None:
     asyncio.run(scenario())
 
 
-def test_a_wait_lets_a_batch_fill() -> None:
+def test_rows_that_come_side_by_side_wait_for_a_full_batch() -> None:
+    """Two arrived during the first batch: the worker waits for the third, and would for ten seconds."""
+
     async def scenario() -> None:
         gate, worker = Gate(), BatchWorker[Gate](BatchLimits(max_rows=3, wait_ms=10_000))
         await worker.start(lambda: gate)
-        gate.go.release(1)
-        futures = [worker.submit(row) for row in range(3)]
-        assert await asyncio.wait_for(asyncio.gather(*futures), 5) == [0, 2, 4]
-        assert gate.batches == [[0, 1, 2]]
+        futures = [worker.submit(0)]
+        await when_started(gate)
+        futures += [worker.submit(row) for row in (1, 2)]
+        gate.go.release(2)
+        assert await futures[0] == 0
+        futures.append(worker.submit(3))
+        assert await asyncio.wait_for(asyncio.gather(*futures), 5) == [0, 2, 4, 6]
+        assert gate.batches == [[0], [1, 2, 3]]
+        worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_who_is_alone_never_waits() -> None:
+    async def scenario() -> None:
+        gate, worker = Gate(), BatchWorker[Gate](BatchLimits(max_rows=3, wait_ms=10_000))
+        await worker.start(lambda: gate)
+        gate.go.release(3)
+        for row in range(3):
+            assert await asyncio.wait_for(worker.submit(row), 5) == 2 * row
         worker.close()
 
     asyncio.run(scenario())
