@@ -13,6 +13,9 @@ from typing import Literal, TypeAlias
 
 from moorage.runtime.telemetry.style import CSS
 
+LONG_CELL = 40
+"""Letters in a last cell from which a narrow screen gives it a line of its own."""
+
 Tone = Literal["", "good", "bad", "warn"]
 
 
@@ -134,7 +137,8 @@ def _table(table: Table) -> str:
         cells = "".join(cell("td", i, text, tone if i == 0 else "") for i, text in enumerate(row))
         rows.append(f"<tr{' class=strong' if number in table.strong else ''}>{cells}</tr>")
     caption = f"<p class=caption>{_prose(table.caption)}</p>" if table.caption else ""
+    prose = " class=prose" if any(row and len(row[-1]) > LONG_CELL for row in table.rows) else ""
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table{prose}><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{caption}"
     )

@@ -52,6 +52,10 @@ section{{padding:16px 12px;border-radius:12px}}
 .wide{{display:none}}.narrow{{display:block}}
 .pair{{grid-template-columns:1fr;gap:0}}
 th,td{{padding:.4em .5em}}
+.prose thead{{display:none}}
+.prose tr{{display:flex;flex-wrap:wrap;border-bottom:1px solid {GRID};padding:.3em 0}}
+.prose td{{border:0;padding:.15em .5em}}
+.prose td:last-child{{flex:1 0 100%}}
 }}
 @media print{{body{{background:{PAPER}}}section,.tile{{break-inside:avoid}}}}
 """.strip()
