@@ -17,7 +17,9 @@ class MoorageError(Exception):
     code = "moorage-error"
     http_status = 500
 
-    def __init__(self, what: str, *, why: str = "", todo: str = "", code: str | None = None, **extra: Any) -> None:
+    def __init__(
+        self, what: str, *, why: str = "", todo: str = "", code: str | None = None, **extra: Any
+    ) -> None:
         self.what, self.why, self.todo, self.extra = what, why, todo, extra
         if code is not None:
             self.code = code

@@ -28,7 +28,9 @@ def test_every_open_bind_becomes_loopback_before_haproxy_starts(tmp_path: Path) 
     assert Path(real.strip("'")).is_file()
     script.write_text(script.read_text().replace(f"exec {real}", "exec echo"))  # what it would have become
     config.write_text(CONFIG)
-    done = subprocess.run([script, "-db", "-f", config, "-sf", "7"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [script, "-db", "-f", config, "-sf", "7"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == f"-db -f {config} -sf 7"
     binds = [line.split()[1] for line in config.read_text().splitlines() if line.strip().startswith("bind")]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9000"]
@@ -37,4 +39,6 @@ def test_every_open_bind_becomes_loopback_before_haproxy_starts(tmp_path: Path) 
 
 def test_haproxy_itself_accepts_the_script(tmp_path: Path) -> None:
     script = haproxy.environment(tmp_path / "ha", 9101, 8404)["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    assert "HAProxy version" in subprocess.run([script, "-v"], capture_output=True, text=True, check=True).stdout
+    assert (
+        "HAProxy version" in subprocess.run([script, "-v"], capture_output=True, text=True, check=True).stdout
+    )
