@@ -118,7 +118,7 @@ def finish_training(demo: Run, train: Any, killing: Future[dict[str, Any]]) -> N
     done = demo.facts["train"]
     demo.screen.done(
         training.STEP,
-        f"{done['steps']} steps; killed at {killed['step']}, resumed from {done['resumed_from']}",
+        f"{done['steps']} steps; killed at {done['killed']['step']}, resumed from {done['resumed_from']}",
     )
 
 

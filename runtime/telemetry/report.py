@@ -128,7 +128,7 @@ def _table(table: Table) -> str:
     def cell(tag: str, index: int, text: str, tone: str = "") -> str:
         classes = " ".join(c for c in ("n" if index in table.numbers else "", tone) if c)
         kind = f' class="{classes}"' if classes else ""
-        return f"<{tag}{kind}>{escape(text)}</{tag}>"
+        return f"<{tag}{kind}>{_prose(text)}</{tag}>"
 
     head = "".join(cell("th", i, text) for i, text in enumerate(table.head))
     rows = []

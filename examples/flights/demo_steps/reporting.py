@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 
 from demo_steps import page
 from demo_steps.checks import StepFailed
@@ -60,11 +59,12 @@ def summary(demo: Run, failure: StepFailed | None, report: dict[str, Path], kept
     """The end of the screen: the figures, what failed, where to look."""
     say = demo.screen.print
     found = json.loads(report["json"].read_text(encoding="utf-8"))
-    table = Table(box=None, padding=(0, 3, 0, 0), show_header=False)
-    for name, value in page.headlines(found):
-        table.add_row(name, value)
+    lines = page.headlines(found)
+    width = max((len(name) for name, _ in lines), default=0)
     say()
-    say(table)
+    for name, value in lines:
+        say(f"{name:<{width}}  {value}", markup=False)
+    say()
     for check in demo.checks.failed:
         say(
             f"NOT HELD  {check.step}: {check.name}: measured {check.measured}, wanted {check.wanted}",

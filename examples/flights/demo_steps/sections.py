@@ -184,7 +184,9 @@ def serving(found: Facts) -> Section:
     parts: list[Any] = [
         f"Two models share {served['device']}, as the raylet's own book says. {made['sent']:,} requests with the "
         f"flights of July went through the front door: {made['errors']} errors, "
-        f"{made['requests_per_s']:.0f} per second.",
+        f"{made['requests_per_s']:.0f} per second, {made['batching']['mean']:.1f} to a batch. "
+        f"Each answer was compared with the offline prediction of the same version: at most "
+        f"{made['parity']['max_abs_diff']:.0e} apart.",
     ]
     if made.get("latencies_ms"):
         parts.append(
@@ -195,8 +197,8 @@ def serving(found: Facts) -> Section:
                 caption="The share of requests answered within so many milliseconds.",
             )
         )
-    rows = [[name, f"{value:.2f}"] for name, value in latency.items()]
-    parts.append(Table(head=["latency", "milliseconds"], rows=rows, numbers=frozenset({1})))
+    row = ["milliseconds", *(f"{value:.1f}" for value in latency.values())]
+    parts.append(Table(head=["latency", *latency], rows=[row], numbers=frozenset(range(1, len(row)))))
     return Section(title="The endpoint", parts=parts)
 
 

@@ -17,6 +17,7 @@ import psutil
 from demo_steps.checks import StepFailed
 from demo_steps.jobs import Submitted
 from demo_steps.run import OPS, PATIENCE_S, Run
+from moorage.runtime.pool.home import PoolHome, read_pool
 from moorage.train.steplog import read_steps
 
 STEP, DEEPSPEED_STEP = "train", "deepspeed"
@@ -89,8 +90,6 @@ def the_worker(demo: Run, pid: int) -> psutil.Process:
 
 def supervised(demo: Run) -> set[int]:
     """The process ids that `moorage up` recorded."""
-    from moorage.runtime.pool.home import PoolHome, read_pool
-
     record = read_pool(PoolHome(demo.pool.home))
     return {process.pid for process in record.processes} if record else set()
 
