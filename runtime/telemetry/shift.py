@@ -23,7 +23,7 @@ RULE = (
     f"has a bin per value and one for all new values; shares floored at {FLOOR:g}"
 )
 
-SOURCE = "readings after Siddiqi, Credit Risk Scorecards (2006); mean without shift after Yurdakul (2018)"
+SOURCE = "Readings after Siddiqi, Credit Risk Scorecards (2006); mean without shift after Yurdakul (2018)"
 
 Floats = npt.NDArray[np.float64]
 

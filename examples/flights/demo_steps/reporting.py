@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 from demo_steps import page
 from demo_steps.checks import StepFailed
 from demo_steps.run import Run
