@@ -30,7 +30,7 @@ KEYS = (
     "gpu_model",
 )
 SHAPE = frozenset({"workers", "min_workers", "gpus_per_worker", "gpu_memory_mib", "cpus_per_worker"})
-RESERVED = frozenset({"job_submission_id", "job_name", "job_id", "submission_id"})
+RESERVED = frozenset({"job_submission_id"})
 MISTAKES = {
     "gpu": "gpus_per_worker",
     "gpus": "gpus_per_worker",

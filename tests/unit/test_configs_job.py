@@ -77,14 +77,14 @@ def test_near_misses_are_refused_with_what_was_meant(key: str, meant: str) -> No
 
 
 @pytest.mark.parametrize(
-    "key", ["lr", "epochs", "run_name", "owner", "model", "seed", "dataset", "my.worker", "name"]
+    "key", ["lr", "epochs", "run_name", "owner", "model", "seed", "dataset", "my.worker", "job_name"]
 )
 def test_the_users_own_keys_are_kept(key: str) -> None:
     assert parse_job({key: "v"}).user == {key: "v"}
 
 
 @pytest.mark.parametrize(
-    "key", ["job_submission_id", "job_name", "moorage_token", "Moorage-Job", "moorage.x", "JOB_SUBMISSION_ID"]
+    "key", ["job_submission_id", "moorage_token", "Moorage-Job", "moorage.x", "JOB_SUBMISSION_ID"]
 )
 def test_reserved_keys_are_refused(key: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
