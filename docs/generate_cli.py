@@ -12,7 +12,7 @@ from moorage.cli import COMMANDS, cli
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """# The command line
 
-Written from the commands' own help by `python docs/generate_cli.py`. Every command takes `--help`; those that print
+Written from the commands' own help by `python docs/generate_cli.py`. Every command takes `--help`; those that show
 something take `--json`. A refusal is one line on stderr and exit code 2.
 """
 
@@ -22,7 +22,12 @@ def walk(
 ) -> Iterator[tuple[str, str]]:
     """(command line, its help text) for a command and everything below it."""
     context = click.Context(
-        command, info_name=path[-1], parent=parent, terminal_width=100, max_content_width=100
+        command,
+        info_name=path[-1],
+        parent=parent,
+        terminal_width=100,
+        max_content_width=100,
+        **command.context_settings,
     )
     yield " ".join(path), command.get_help(context)
     if isinstance(command, click.Group):

@@ -4,7 +4,7 @@
         -- python sweep.py --space wide --trials 6
 
 As many trials run at a time as the lease has workers, each on a device of the lease. The best model is left in
-$MOORAGE_DATA/runs/<job>/best, the worst in .../worst. Submitted again under the same job id, it goes on where it was.
+$MOORAGE_DATA/runs/<job>/best, the worst in .../worst. The job's next attempt goes on where this one was.
 """
 
 from __future__ import annotations
