@@ -15,29 +15,71 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 from flights_features import EVENT, FlightFeatures
-from pydantic import Field
+from flights_schema import ORIGIN_ZONE
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from moorage.runtime.features.clock import civil_minutes, days_in_month, local_to_utc
 from moorage.serve.batching import BatchLimits
 from moorage.serve.contract import Answer, Request
 
+
+def _clock_reading(value: int) -> int:
+    if value % 100 >= 60:
+        raise ValueError("minutes go to 59")
+    return value
+
+
 Code = Annotated[str, Field(min_length=2, max_length=3, pattern="^[A-Z0-9]+$")]
-Clock = Annotated[int, Field(ge=0, le=2400, description="local time as HHMM")]
+Departure = Annotated[
+    int, Field(ge=0, le=2359, description="local time as HHMM"), AfterValidator(_clock_reading)
+]
+Arrival = Annotated[
+    int, Field(ge=0, le=2400, description="local time as HHMM"), AfterValidator(_clock_reading)
+]
 
 
 class FlightRequest(Request):
-    """A scheduled flight out of New York, as the published schedule has it: nothing the day itself tells."""
+    """A scheduled flight out of New York, as the published schedule has it: nothing the day itself tells.
+
+    Refuses whatever `FlightFeatures.transform` would: there it fails a batch, here it names the field.
+    """
 
     year: int = Field(ge=1990, le=2100)
     month: int = Field(ge=1, le=12)
     day: int = Field(ge=1, le=31)
-    sched_dep_time: Clock
-    sched_arr_time: Clock
+    sched_dep_time: Departure
+    sched_arr_time: Arrival
     carrier: Code
     flight: int = Field(ge=0, le=99999)
     tailnum: str | None = Field(max_length=10, description="null when no plane is assigned yet")
     origin: Code
     dest: Code
-    distance: float = Field(gt=0, le=20_000, description="miles")
+    distance: float = Field(ge=1, le=12_000, description="miles")
+
+    @field_validator("day")
+    @classmethod
+    def _day_exists(cls, day: int, info: ValidationInfo) -> int:
+        """`info.data` holds the fields before this one that were sound."""
+        if {"year", "month"} <= info.data.keys() and day > int(
+            days_in_month(_one(info.data["year"]), _one(info.data["month"]))[0]
+        ):
+            raise ValueError("that month has fewer days")
+        return day
+
+    @field_validator("sched_dep_time")
+    @classmethod
+    def _reading_exists(cls, reading: int, info: ValidationInfo) -> int:
+        if {"year", "month", "day"} <= info.data.keys():
+            date = [_one(info.data[name]) for name in ("year", "month", "day")]
+            local = civil_minutes(*date, _one(reading // 100 * 60 + reading % 100))
+            if not local_to_utc(local, ORIGIN_ZONE)[1][0]:
+                raise ValueError("the clocks skipped this time that day")
+        return reading
+
+
+def _one(value: int) -> NDArray[np.int64]:
+    return np.array([value], dtype=np.int64)
 
 
 class FlightAnswer(Answer):
