@@ -11,6 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_PROBLEMS = 50
+"""How many faults an answer names: a body of 100,000 unknown fields must not come back ten times as long."""
+
 
 class Request(BaseModel):
     """Base of a typed request: no extra fields, no coercion ("7" is not 7), no NaN and no infinities."""
@@ -84,16 +87,25 @@ def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
     A NaN would not survive the JSON answer, and what a caller sent by mistake may be a secret.
     """
     return [
-        FieldProblem(field=_path(error["loc"]), message=str(error["msg"]), kind=str(error["type"]))
+        FieldProblem(
+            field="" if error["type"] == "json_invalid" else _path(error["loc"]),
+            message=str(error["msg"]),
+            kind=str(error["type"]),
+        )
         for error in errors
     ]
 
 
 def invalid(errors: Sequence[FieldProblem], request_id: str) -> Problem:
-    """The 422 answer: the detail names each field, so that a log line is enough to mend the caller."""
-    named = "; ".join(f"{error.field or 'body'}: {error.message}" for error in errors)
+    """The 422 answer: the detail names each field, so that a log line is enough to mend the caller.
+
+    Of more than `MAX_PROBLEMS` faults the first ones, with the number of the others; a name is cut at 200 characters.
+    """
+    told = [one.model_copy(update={"field": one.field[:200]}) for one in errors[:MAX_PROBLEMS]]
+    named = "; ".join(f"{error.field or 'body'}: {error.message}" for error in told)
+    more = f"; and {len(errors) - len(told)} more" if len(errors) > len(told) else ""
     title = "the request does not match the contract"
-    return problem("invalid-request", title, 422, request_id, detail=named, errors=errors)
+    return problem("invalid-request", title, 422, request_id, detail=named + more, errors=told)
 
 
 def _path(location: Sequence[int | str]) -> str:

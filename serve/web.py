@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moorage.serve.contract import (
     Answer,
@@ -172,16 +172,35 @@ def _errors(error: Exception) -> Any:
 
 
 class BodyLimit:
-    """Refuses a body that says it is over `limit` bytes before anything reads it."""
+    """Refuses a body over `limit` bytes: unread when its length says so, else (chunked) as soon as it is over."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            for name, value in scope["headers"]:
-                if name == b"content-length" and (not value.isdigit() or int(value) > self._limit):
-                    document = problem("too-large", f"the body is over {self._limit} bytes", 413, "")
-                    await ProblemResponse(document.model_dump(), status_code=413)(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"content-length" and (not value.isdigit() or int(value) > self._limit):
+                document = problem("too-large", self._over, 413, "")
+                await ProblemResponse(document.model_dump(), status_code=413)(scope, receive, send)
+                return
+        await self._app(scope, self._counted(receive), send)
+
+    @property
+    def _over(self) -> str:
+        return f"the body is over {self._limit} bytes"
+
+    def _counted(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise StarletteHTTPException(413, self._over)
+            return message
+
+        return counted

@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import Field
 
-from moorage.serve.contract import Answer, ModelRef, Request
+from moorage.serve.contract import MAX_PROBLEMS, Answer, ModelRef, Request
 from moorage.serve.web import MAX_BODY_BYTES, endpoint_app
 
 
@@ -141,6 +142,34 @@ def test_a_model_that_raises_says_nothing_of_its_inside(client: TestClient) -> N
 def test_a_huge_body_is_refused_before_it_is_read(client: TestClient) -> None:
     answer = client.post("/predict", content=b" " * (MAX_BODY_BYTES + 1))
     assert answer.status_code == 413 and answer.json()["code"] == "too-large"
+
+
+def test_a_chunked_body_is_refused_once_it_is_over(client: TestClient) -> None:
+    """A body without a length must not get around the limit."""
+    taken = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal taken
+        yield json.dumps(GOOD).encode()
+        for _ in range(64):
+            taken += 1
+            yield b" " * (MAX_BODY_BYTES // 4)
+
+    answer = client.post("/predict", content=chunks(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413 and answer.json()["code"] == "too-large"
+
+
+def test_a_body_of_many_faults_is_answered_in_few_words(client: TestClient) -> None:
+    odd = {**GOOD, **{f"x{n}": 1 for n in range(20_000)}, "y" * 5_000: 1}
+    answer = client.post("/predict", json=odd)
+    assert answer.status_code == 422 and len(answer.content) < 20_000
+    assert len(answer.json()["errors"]) == MAX_PROBLEMS
+    assert answer.json()["detail"].endswith(f"and {20_001 - MAX_PROBLEMS} more")
+
+
+def test_broken_json_names_the_body_and_no_field(client: TestClient) -> None:
+    answer = client.post("/predict", content=b"{", headers={"content-type": "application/json"})
+    assert [error["field"] for error in answer.json()["errors"]] == [""]
 
 
 def test_openapi_describes_the_contract_and_links_stay_relative(client: TestClient) -> None:
