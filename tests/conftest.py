@@ -10,7 +10,7 @@ import importlib.abc
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +34,8 @@ class Helpers(importlib.abc.MetaPathFinder):
 
 sys.meta_path.append(Helpers())
 
-import processes  # noqa: E402  (found by the finder above)
+import postgres  # noqa: E402  (found by the finder above)
+import processes  # noqa: E402
 
 # What our own commands run under must not reach the users' jobs that tests start (their scripts import siblings),
 # and what the machine's owner has set up for a pool of theirs must not reach the tests.
@@ -77,6 +78,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         processes.end(MARK)
         print("\nleft behind by the tests, ended now:", *left, sep="\n  ", file=sys.stderr)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[postgres.Server]:
+    """A private PostgreSQL for the session; skipped with the reason where it is not installed."""
+    if postgres.MISSING:
+        pytest.skip(postgres.MISSING)
+    server = postgres.Server()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_world_on_postgresql(request: pytest.FixtureRequest) -> None:
+    """MOORAGE_TEST_DATABASE=postgresql: the control plane of every test stands on a server of this session."""
+    if os.environ.get("MOORAGE_TEST_DATABASE") == "postgresql":
+        os.environ["MOORAGE_TEST_DATABASE"] = request.getfixturevalue("postgresql").url
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from control_world import TEAMS, sound
+from control_world import TEAMS, database_url, sound
 
 from moorage.configs.pool import PoolSettings
 from moorage.configs.teams import parse_teams
@@ -29,7 +29,6 @@ from moorage.runtime.control.clock import SystemClock
 from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.service import Service
 from moorage.runtime.control.simbackend import SimBackend, SimNode
-from moorage.runtime.control.store import sqlite_url
 
 ADMIN = Caller(principal="admin", kind="admin", team="", teams=frozenset())
 JOBS = {"short": "0.3", "stopped": "60", "grower": "60", "gang": "0.3"}
@@ -42,7 +41,7 @@ def opened(folder: Path) -> Service:
         [SimNode(name="node-0"), SimNode(name="node-1")], clock, journal=folder / "journal.jsonl"
     )
     return Service(
-        url=sqlite_url(folder / "control.db"),
+        url=database_url(folder),
         teams=parse_teams(TEAMS),
         backend=backend,
         token_folder=folder / "tokens",

@@ -6,6 +6,7 @@ what the store says after a reload, and what was billed against what was leased.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgres
 from sqlalchemy import select
 
 from moorage.configs.pool import PoolSettings
@@ -76,6 +78,12 @@ class World:
         return int(ledger.used[ledger.team_row[team], 0])
 
 
+def database_url(folder: Path) -> str:
+    """The database of `folder`: SQLite in it, or one on the server that MOORAGE_TEST_DATABASE names."""
+    server = os.environ.get("MOORAGE_TEST_DATABASE")
+    return postgres.database(server, folder) if server else sqlite_url(folder / "control.db")
+
+
 @contextmanager
 def world(
     tmp_path: Path,
@@ -83,12 +91,13 @@ def world(
     teams: str = TEAMS,
     nodes: Sequence[SimNode] = NODES,
     settings: PoolSettings | None = None,
+    url: str | None = None,
     **sim: Any,
 ) -> Iterator[World]:
     clock = ManualClock()
     backend = SimBackend(nodes, clock, **sim)
     options = {
-        "url": sqlite_url(tmp_path / "control.db"),
+        "url": url or database_url(tmp_path),
         "teams": parse_teams(teams),
         "token_folder": tmp_path / "tokens",
         "where": LaunchSettings(url="http://127.0.0.1:1", data="/data", secret=b"secret"),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
 from moorage.configs.pool import PoolSettings
+from moorage.errors import Unavailable
 from moorage.runtime.control import failpoints
 from moorage.runtime.control.book import Book
 from moorage.runtime.control.clock import Now
@@ -45,11 +46,14 @@ class Core:
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when the loop has something to do before its next tick."""
     generation: int = 0
+    stale: bool = False
+    """The book may differ from the store (the database went away in between): reload before it is used again."""
 
     @contextmanager
     def change(self, failpoint: str = "") -> Iterator[Change]:
         """One transaction; `failpoint` names a pair `<failpoint>.before-commit` and `.after-commit`."""
         with self.store.lock:
+            self.refresh()
             change: Change | None = None
             try:
                 with self.store.write() as db:
@@ -59,18 +63,26 @@ class Core:
                         failpoints.hit(f"{failpoint}.before-commit")
                 if failpoint:
                     failpoints.hit(f"{failpoint}.after-commit")
-                change.touched_book = change.touched_book or bool(change.after)
                 for act in change.after:
                     act()
             except BaseException:
-                if change is not None and change.touched_book:
-                    self.reload()
+                # Also for what was to come after the commit: a broken connection does not say whether it was done.
+                if change is not None and (change.touched_book or change.after):
+                    self.stale = True
+                    with suppress(Unavailable):
+                        self.refresh()
                 raise
         self.notify()
 
     def reload(self) -> None:
         with self.store.lock, self.store.read() as db:
             self.book.reload(db)
+            self.stale = False
+
+    def refresh(self) -> None:
+        """Reload if the book may differ from the store. Unavailable while the database does not answer."""
+        if self.stale:
+            self.reload()
 
     def notify(self) -> None:
         with self.changed:

@@ -37,6 +37,8 @@ class Loop:
         """One round; how many effects were done. While Ray does not answer nothing is decided and nothing expires."""
         try:
             seen = self.backend.observe()
+            with self.core.store.lock:
+                self.core.refresh()
             self._observer.absorb(seen)
             self._plan()
             done = self._effects.run(seen)
@@ -89,5 +91,5 @@ class Loop:
                 Exception
             ):  # a bug in one round must not end the pool: what was not committed did not happen
                 log.exception("a round of the reconcile loop failed")
-                self.core.reload()
+                self.core.stale = True
             self.core.wake.wait(0.05 if done else self.core.settings.tick_ms / 1000)

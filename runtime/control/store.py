@@ -1,7 +1,7 @@
 """The database behind the control plane: one writer at a time, every commit durable, migrations at start.
 
-SQLite runs in WAL mode with synchronous=FULL (WAL alone loses the last commits at power loss); PostgreSQL works by
-its URL. No network call happens inside `write()`.
+SQLite runs in WAL mode with synchronous=FULL (WAL alone loses the last commits at power loss); PostgreSQL by its URL,
+see `postgres`. No network call but the database's own happens inside `write()`.
 """
 
 from __future__ import annotations
@@ -10,33 +10,44 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
+from sqlalchemy.exc import DBAPIError
 
-from moorage.errors import Conflict
-from moorage.runtime.control import tables
+from moorage.errors import Conflict, Unavailable
+from moorage.runtime.control import postgres, tables
 from moorage.runtime.control.clock import Clock, Now
 
 EVENT_VERSION = 1
 
 
 class Store:
-    """Opens (and migrates) the database of `url`, e.g. `sqlite:////home/x/control.db`."""
+    """Opens (and migrates) the database of `url`: `sqlite:////home/x/control.db`, `postgresql://user@host/name`.
+
+    Raises Conflict (another control plane writes there, or it is newer) and Unavailable (it does not answer).
+    """
 
     def __init__(self, url: str, clock: Clock) -> None:
         self.clock = clock
         self.lock = threading.RLock()
         """Held by every writer, and by readers of the in-memory ledger: state and book change together."""
-        self.engine = create_engine(url)
-        if self.engine.dialect.name == "sqlite":
+        self._writer: postgres.OnlyWriter | None = None
+        if postgres.is_postgresql(url):
+            self.engine = postgres.open_engine(url)
+            with _reachable():
+                self._writer = postgres.OnlyWriter(self.engine)
+        else:
+            self.engine = create_engine(url)
             _tune_sqlite(self.engine)
         migrate(self.engine)
         with self.write() as db:
+            if self._writer is not None:
+                self._writer.take(db)
             self.cluster_id = _fact(db, "cluster_id", lambda: f"c-{secrets.token_hex(6)}")
             last = db.execute(select(func.max(tables.events.c.control_ns))).scalar()
         clock.advance_to(last or 0)
@@ -46,19 +57,46 @@ class Store:
         """One transaction that may change state; durable when the block ends, undone when it raises."""
         with (
             self.lock,
+            _reachable(),
             self.engine.connect().execution_options(moorage_write=True) as connection,
             connection.begin(),
         ):
+            if self._writer is not None:
+                self._writer.begin(connection)
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view; never blocks a writer."""
-        with self.engine.connect() as connection:
+        with _reachable(), self.engine.connect() as connection:
             yield connection
 
     def close(self) -> None:
+        if self._writer is not None:
+            with suppress(DBAPIError):  # a server that is gone holds no lock of ours
+                self._writer.close()
         self.engine.dispose()
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Unavailable when the database server does not answer or the connection broke."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not (error.connection_invalidated or _never_connected(error)):
+            raise
+        raise Unavailable(
+            "the control plane's database cannot be reached",
+            why=str(error.orig).strip().partition("\n")[0],
+            todo="nothing acknowledged is lost; try again when it is back",
+            code="database-unreachable",
+        ) from error
+
+
+def _never_connected(error: DBAPIError) -> bool:
+    """psycopg: a failed connect is an OperationalError without a statement and without a state of the server."""
+    return error.statement is None and getattr(error.orig, "sqlstate", "") is None
 
 
 def sqlite_url(path: Path) -> str:
@@ -72,7 +110,7 @@ def migrate(engine: Engine) -> None:
     """Bring the schema to the newest revision; Conflict when the database is newer than this program."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
+    with engine.connect().execution_options(moorage_write=True) as connection, connection.begin():
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

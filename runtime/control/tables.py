@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Dialect,
     ForeignKey,
     Index,
     Integer,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
 )
 
@@ -29,6 +31,20 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+class Words(TypeDecorator[str]):
+    """Text that others wrote (Ray, a job's last line): what a database cannot hold, NUL and halves of characters, is
+    replaced."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
 
 _ID, _NAME = String(160), String(128)
 _SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
@@ -62,7 +78,7 @@ jobs = Table(
     Column("failed_attempts", Integer, nullable=False, default=0),
     Column("not_before_control_ns", BigInteger, nullable=False, default=0),
     Column("stop_reason", String(32), nullable=False, default=""),
-    Column("message", Text, nullable=False, default=""),
+    Column("message", Words, nullable=False, default=""),
     Column("driver_exit_code", Integer),
     Column("deleted_ns", BigInteger),
 )
@@ -81,7 +97,7 @@ attempts = Table(
     Column("started_ns", BigInteger),
     Column("started_control_ns", BigInteger),
     Column("ended_ns", BigInteger),
-    Column("message", Text, nullable=False, default=""),
+    Column("message", Words, nullable=False, default=""),
     Column("driver_exit_code", Integer),
 )
 
@@ -232,7 +248,7 @@ outbox = Table(
     Column("done_ns", BigInteger, index=True),
     Column("tries", Integer, nullable=False, default=0),
     Column("next_control_ns", BigInteger, nullable=False, default=0),
-    Column("error", Text, nullable=False, default=""),
+    Column("error", Words, nullable=False, default=""),
     UniqueConstraint("kind", "submission_id"),
     sqlite_autoincrement=True,
 )

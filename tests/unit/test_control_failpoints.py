@@ -22,7 +22,11 @@ def test_every_commit_point_survives_a_sigkill(tmp_path: Path, root: Path) -> No
         capture_output=True,
         text=True,
         timeout=170,
-        env={key: value for key, value in os.environ.items() if not key.startswith("MOORAGE_")},
+        env={
+            key: value
+            for key, value in os.environ.items()
+            if key == "MOORAGE_TEST_DATABASE" or not key.startswith("MOORAGE_")
+        },
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -86,7 +86,7 @@ def test_events_are_written_with_the_state_and_the_time_never_goes_back(tmp_path
 
 
 def test_tokens_are_files_for_their_owner_and_only_their_hash_is_stored(tmp_path: Path) -> None:
-    with world(tmp_path) as w:
+    with world(tmp_path, url=sqlite_url(tmp_path / "control.db")) as w:
         for name in ("ops", "research", "admin"):
             path = w.tokens / f"{name}.token"
             assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -1,0 +1,114 @@
+"""The control plane on PostgreSQL (G6, DESIGN "State"): the same schema and promises as on SQLite.
+
+`MOORAGE_TEST_DATABASE=postgresql make test T='-k control'` runs every other test of the control plane on it too.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from control_world import sound, world
+from postgres import Server
+from sqlalchemy import insert, select, text
+from waiting import until
+
+from moorage.errors import Conflict, Unavailable
+from moorage.runtime.control import postgres, tables
+from moorage.runtime.control.clock import ManualClock
+from moorage.runtime.control.store import Store, record
+
+
+def test_the_migrations_make_the_same_tables_there(tmp_path: Path, postgresql: Server) -> None:
+    store = Store(postgresql.database(tmp_path), ManualClock())
+    with store.read() as db:
+        assert compare_metadata(MigrationContext.configure(db), tables.metadata) == []
+        assert db.execute(text("SHOW synchronous_commit")).scalar() == "on", "the server's own default is off"
+    store.close()
+
+
+def test_a_read_sees_one_snapshot_and_cannot_write(tmp_path: Path, postgresql: Server) -> None:
+    store = Store(postgresql.database(tmp_path), ManualClock())
+    count = select(tables.facts)
+    with store.read() as db:
+        before = len(db.execute(count).all())
+        with store.write() as other:
+            other.execute(insert(tables.facts).values(key="new", value="1"))
+        assert len(db.execute(count).all()) == before
+        with pytest.raises(Exception, match="read-only"):
+            db.execute(insert(tables.facts).values(key="newer", value="1"))
+    store.close()
+
+
+def test_one_control_plane_writes_at_a_time(
+    tmp_path: Path, postgresql: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "GIVE_UP_S", 0.2)
+    url = postgresql.database(tmp_path)
+    first = Store(url, ManualClock())
+    with pytest.raises(Conflict, match="another control plane"):
+        Store(url, ManualClock())
+    first.close()
+    Store(url, ManualClock()).close()
+
+
+def test_a_control_plane_that_was_replaced_can_no_longer_write(tmp_path: Path, postgresql: Server) -> None:
+    """Its connection broke, so the lock fell to another: what it still believes must not reach the store."""
+    url = postgresql.database(tmp_path)
+    with world(tmp_path, url=url) as old:
+        postgresql.stop(signal.SIGQUIT)
+        postgresql.start()
+        with world(tmp_path, url=url) as new:
+            job = new.submit("ops", seconds="1")
+            with pytest.raises(Conflict, match="taken over"):
+                old.submit("ops")
+            new.run(5)
+            assert new.states(job) == ["SUCCEEDED"] and old.backend.launches == []
+        old.service.core.reload()
+
+
+def test_a_broken_connection_at_the_commit_leaves_book_and_store_alike(
+    tmp_path: Path, postgresql: Server
+) -> None:
+    """The server dies with the transaction open: not acknowledged, not there, and the next one works."""
+    with world(tmp_path, url=postgresql.database(tmp_path)) as w:
+        kept, core = w.submit("ops", seconds="2"), w.service.core
+        with pytest.raises(Unavailable), core.change() as change:
+            record(change.db, change.now, "test.lost")
+            change.after.append(lambda: core.book.drop(kept))
+            postgresql.stop(signal.SIGQUIT)
+        assert core.stale
+        with pytest.raises(Unavailable):
+            w.service.loop.tick()
+        postgresql.start()
+        w.run(5)
+        assert not core.stale and w.states(kept) == ["SUCCEEDED"]
+        assert not [e for e in w.service.events(w.caller("admin"), limit=1000) if e["kind"] == "test.lost"]
+        sound(w.service, w.clock)
+
+
+def test_the_loop_outlives_its_database(tmp_path: Path, postgresql: Server) -> None:
+    """The thread itself: rounds fail while the server is away, and go on when it is back."""
+    with world(tmp_path, url=postgresql.database(tmp_path)) as w:
+        w.service.start()
+        postgresql.stop(signal.SIGQUIT)
+        until(lambda: w.service.core.stale, 20, "a round that failed")
+        postgresql.start()
+        job = w.submit("ops", seconds="0")
+        until(lambda: w.states(job) == ["SUCCEEDED"], 20, "the job's end")
+        w.service.loop.stop()
+
+
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+def test_a_jobs_last_words_may_be_no_text(tmp_path: Path, where: str, request: pytest.FixtureRequest) -> None:
+    """PostgreSQL holds no NUL, and neither database a lone surrogate: the loop must not stumble over them."""
+    server = request.getfixturevalue("postgresql") if where == "postgresql" else None
+    with world(tmp_path, url=server.database(tmp_path) if server else None) as w:
+        job = w.submit("ops", seconds="100")
+        w.run(2)
+        w.backend.kill(f"{job}-1", "entrypoint command failed: \x00\ud800 end")
+        w.run(2)
+        assert w.states(job) == ["FAILED"] and "end" in w.job(job).message
