@@ -5,7 +5,7 @@ Pure: the snapshot is not changed, time is an argument, and the same input gives
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from moorage.kernels.packing import place_gang
 from moorage.scheduling import order
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import (
+    UNLIMITED,
     DeviceRule,
     IntArray,
     JobRequest,
@@ -54,20 +55,22 @@ def feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Reason | 
     if team is None:
         return Reason(code=ReasonCode.TEAM_UNKNOWN, team=request.team, asked=_least(request))
     work.empty()
-    if work.place(request, np.full(len(ledger.models), 2**62, np.int64), request.min_workers) is None:
+    most = work.quotas.most(team)
+    if work.fits(request, most):
+        return None
+    if not work.fits(request, np.full(len(ledger.models), UNLIMITED, np.int64)):
         return Reason(
             code=ReasonCode.NO_DEVICE, team=request.team, gpu_model=request.gpu_model, asked=_least(request)
         )
-    most = int(work.quotas.most(team)[_column(ledger, request)])
-    if most < _least(request):
-        return Reason(
-            code=ReasonCode.TEAM_LIMIT,
-            team=request.team,
-            gpu_model=request.gpu_model,
-            asked=_least(request),
-            allowed=most,
-        )
-    return None
+    column = _column(ledger, request)
+    here = np.unique(ledger.model[ledger.up & (ledger.devices > 0)]) if column == 0 else np.array([column])
+    return Reason(
+        code=ReasonCode.TEAM_LIMIT,
+        team=request.team,
+        gpu_model=request.gpu_model,
+        asked=_least(request),
+        allowed=min(int(most[0]), sum(int(most[model]) for model in here)),
+    )
 
 
 def _pass(
@@ -80,31 +83,31 @@ def _pass(
     *,
     later: list[int] | None,
 ) -> None:
-    """Try rows in order. With `later`, only within own quota: what does not fit there is appended to it."""
+    """Try rows in order. With `later`, only within own quota: what may start by borrowing is appended to it."""
     held_for: str | None = None
     for row in rows:
         request = snapshot.pending[row]
         team = work.ledger.team_row[request.team]
-        own = work.quotas.in_quota(team)
-        if later is not None and _least(request) and _least(request) > own[_column(work.ledger, request)]:
+        least, own = _least(request), work.quotas.in_quota(team)
+        if later is not None and least and least > min(own[0], own[_column(work.ledger, request)]):
             later.append(row)
             continue
-        if held_for is not None and _least(request):
-            out.defer(
-                row,
-                Reason(code=ReasonCode.BEHIND, team=request.team, asked=_least(request), holders=(held_for,)),
-            )
+        if held_for is not None and least:
+            behind = Reason(code=ReasonCode.BEHIND, team=request.team, asked=least, holders=(held_for,))
+            out.defer(row, behind)
             continue
         room = work.quotas.room(team)
-        if later is not None:
-            room = np.minimum(room, own) if _least(request) else room
+        within = np.minimum(room, own) if later is not None and least else room
         placed = None
         if len(out.admitted) < policy.max_admissions:
-            placed = work.place(request, room, request.workers)
+            placed = work.place(request, within, request.workers)
         if placed is not None:
             out.admit(row, request, placed, work.ledger)
             work.quotas.used[team] += placed.charged
             work.started.append(request)
+            continue
+        if later is not None and bool((within < room).any()) and work.fits(request, room):
+            later.append(row)  # its quota is enough, but of other models than those free: these it may borrow
             continue
         reason = _why(request, team, work)
         out.defer(row, reason)
@@ -136,8 +139,9 @@ def _why(request: JobRequest, team: int, work: _Working) -> Reason:
             allowed=held + int(room[c]),
             holders=work.holders(),
         )
-    if feasible(ledger, request, work.rule) is not None:
-        return Reason(code=ReasonCode.NO_DEVICE, team=request.team, gpu_model=request.gpu_model, asked=asked)
+    never = feasible(ledger, request, work.rule)
+    if never is not None:
+        return never
     usable = work.up & ((ledger.model == column) if column else np.ones(len(work.up), np.bool_))
     free = int(work.milli_free[usable].sum())
     return Reason(
@@ -247,6 +251,17 @@ class _Working:
         self.milli_free = np.where(has, np.int64(1000), np.int64(0))
         self.mem_free = np.where(has, ledger.device_mib[:, None], np.int64(0))
         self.cpu_free, self.mib_free = ledger.cpu_total.copy(), ledger.mib_total.copy()
+
+    def fits(self, request: JobRequest, room: IntArray) -> bool:
+        """Whether the gang's minimum could be placed now. Nothing is kept."""
+        trial = replace(
+            self,
+            milli_free=self.milli_free.copy(),
+            mem_free=self.mem_free.copy(),
+            cpu_free=self.cpu_free.copy(),
+            mib_free=self.mib_free.copy(),
+        )
+        return trial.place(request, room, request.min_workers) is not None
 
     def place(self, request: JobRequest, room: IntArray, workers: int) -> _Placed | None:
         """Place the gang and keep it placed; None when its minimum does not fit, and nothing changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from control_world import NODES, world
@@ -265,3 +266,39 @@ def test_what_an_end_means(
     status: str, message: str, code: int | None, stop: str, left: int, kind: str
 ) -> None:
     assert judge(status, message, code, stop, left).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("teams", "first", "second"),
+    [
+        ("teams: {a: {quota: 4}, b: {quota: {L4: 2}}}", {}, {}),
+        (
+            "teams: {a: {quota: {gpus: 2, A100: 2}}, b: {quota: 2}}",
+            {"workers": 2, "gpu_model": "L4"},
+            {"gpu_model": "A100"},
+        ),
+    ],
+    ids=["the free model is another team's quota", "the quota of all models together is used up"],
+)
+def test_what_its_quota_of_one_model_does_not_cover_is_borrowed(
+    tmp_path: Path, teams: str, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """S2: quotas of different models do not leave a job waiting beside idle devices that it may borrow."""
+    nodes = (SimNode(name="n0"), SimNode(name="n1", gpu_model="A100"))
+    with world(tmp_path, teams=teams, nodes=nodes[: 1 + bool(first)]) as w:
+        jobs = [w.submit("a", seconds="60", **first), w.submit("a", seconds="60", **second)]
+        w.run(2)
+        assert w.states(*jobs) == ["RUNNING", "RUNNING"], w.job(jobs[1]).message
+
+
+def test_a_limit_of_all_models_refuses_what_the_limit_of_one_would_allow(tmp_path: Path) -> None:
+    """S2, S3: three L4 fit the limit of L4, never that of two GPUs in all: refused, not queued for ever."""
+    with world(tmp_path, teams="teams: {a: {limit: {gpus: 2, L4: 4}}, b: {limit: {L4: 1, A100: 8}}}") as w:
+        for team, gang, allowed in (
+            ("a", {"workers": 3, "gpu_model": "L4"}, 2000),
+            ("b", {"workers": 2}, 1000),
+        ):
+            with pytest.raises(Infeasible) as refused:
+                w.submit(team, **gang)  # type: ignore[arg-type]
+            assert refused.value.extra["reason"] == "team-limit"
+            assert refused.value.extra["allowed_milli_gpu"] == allowed
