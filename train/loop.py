@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 
 from moorage.errors import MoorageError
-from moorage.train.checkpoint import Checkpoint, CheckpointStore
+from moorage.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from moorage.train.order import BatchOrder, seed_step
 from moorage.train.steplog import StepLog
 
@@ -50,15 +50,25 @@ class Progress:
     loss: float
 
 
-def resume(learner: Learner, store: CheckpointStore, peers: Peers) -> int:
+def resume(learner: Learner, store: CheckpointStore, peers: Peers, order: BatchOrder) -> int:
     """Load the newest intact checkpoint into `learner`; return the step to go on from (0 without one).
 
-    Rank 0 chooses, so that all ranks take the same checkpoint even if one cannot see the newest yet.
+    Rank 0 chooses, so that all ranks take the same checkpoint even if one cannot see the newest yet. Raises
+    CheckpointError (code `checkpoint-of-another-run`) when it was written over another order of rows: going on would
+    train a mixture of two runs, or call a run finished that never began.
     """
     found = store.latest() if peers.rank == 0 else None
     start = peers.agree(0 if found is None else found.step)
     if start:
         checkpoint = found if found is not None and found.step == start else store.load(start)
+        written = checkpoint.meta.get("order")
+        if written != asdict(order):
+            raise CheckpointError(
+                f"the checkpoint of step {start} belongs to another run",
+                why=f"its rows, batch and seed are {written}, this run's {asdict(order)}",
+                todo=f"use another folder, or move {store.root} away to begin again",
+                code="checkpoint-of-another-run",
+            )
         learner.load(checkpoint.state())
         log.info("rank %d resumes from the checkpoint of step %d", peers.rank, start)
     return start
@@ -83,7 +93,7 @@ def train_steps(
     peers = peers or Peers()
     if peers.rank == 0:
         store.tidy()
-    start = resume(learner, store, peers)
+    start = resume(learner, store, peers, order)
     journal = steps(start) if callable(steps) else steps
     loss, epoch, permutation = float("nan"), -1, torch.empty(0)
     for step in range(start, total):
@@ -103,7 +113,7 @@ def train_steps(
                 code="training-diverged",
             )
         if done % checkpoint_every == 0 or done == total:
-            saved = _checkpoint(learner, store, done, peers)
+            saved = _checkpoint(learner, store, done, peers, order)
             if on_checkpoint is not None:
                 on_checkpoint(done, loss, saved)
     if journal is not None:
@@ -111,6 +121,8 @@ def train_steps(
     return Progress(start=start, steps=max(start, total), loss=loss)
 
 
-def _checkpoint(learner: Learner, store: CheckpointStore, step: int, peers: Peers) -> Checkpoint | None:
+def _checkpoint(
+    learner: Learner, store: CheckpointStore, step: int, peers: Peers, order: BatchOrder
+) -> Checkpoint | None:
     state = learner.state()
-    return store.save(step, state) if peers.rank == 0 else None
+    return store.save(step, state, {"order": asdict(order)}) if peers.rank == 0 else None

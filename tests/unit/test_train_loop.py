@@ -88,6 +88,16 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     assert (done.start, done.steps) == (TOTAL, TOTAL)
 
 
+@pytest.mark.parametrize("other", [{"seed": 4}, {"batch": 8}, {"rows": ROWS - 1}])
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path: Path, other: dict[str, int]) -> None:
+    """T2: with other data, batches or seed the same folder would give a mixture, or a run that never began."""
+    run(Learner(), tmp_path)
+    order = BatchOrder(**{"rows": ROWS, "batch": BATCH, "seed": 3, **other})
+    with pytest.raises(MoorageError) as refused:
+        train_steps(Learner(), order, CheckpointStore(tmp_path), total=TOTAL, checkpoint_every=EVERY)
+    assert refused.value.code == "checkpoint-of-another-run"
+
+
 def test_the_step_log_tells_what_was_done_and_from_where(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         run(Learner(20), tmp_path / "c", steps=lambda start: StepLog(tmp_path, 0, start=start))
