@@ -77,11 +77,14 @@ def consider(registry: Any, args: argparse.Namespace, directory: Path, version: 
         run_id=json.loads(run_file.read_text())["run_id"] if run_file.exists() else "",
     )
     try:
-        champion = measure(registry.resolve(f"models:/{args.name}@champion").path, version)[1]
+        found = registry.resolve(f"models:/{args.name}@champion")
+        measured, champion = found.version, measure(found.path, version)[1]
     except NotFound:
-        champion = None
+        measured, champion = None, None
     policy = GatePolicy(margin=args.margin)
-    decision = registry.gate(args.name, made.version, holdout, champion=champion, policy=policy)
+    decision = registry.gate(
+        args.name, made.version, holdout, champion=champion, measured=measured, policy=policy
+    )
     if decision.passed:
         registry.promote(args.name, made.version)
     verdict = "champion" if decision.passed else "refused"

@@ -109,7 +109,8 @@ def adopt(directory: Path, root: Path) -> tuple[Path, sealed.Seal]:
     staging = root / f"{sealed.TEMPORARY}adopt-{uuid.uuid4().hex[:12]}"
 
     def write(work: Path) -> None:
-        shutil.copytree(directory, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(sealed.MANIFEST))
+        shutil.copytree(directory, work, dirs_exist_ok=True)
+        (work / sealed.MANIFEST).unlink(missing_ok=True)  # the seal below writes its own
 
     seal = sealed.commit(staging, write, meta)
     final = root / seal.sha256

@@ -83,7 +83,7 @@ def _walk(directory: Path) -> list[str]:
             raise Damaged(
                 f"{path.name} is not a plain file", why="links and devices may point outside the directory"
             )
-        if path.is_file() and path.name != MANIFEST:
+        if path.is_file() and path != directory / MANIFEST:
             names.append(path.relative_to(directory).as_posix())
     return names
 

@@ -240,15 +240,24 @@ class Registry:
         holdout: Holdout,
         *,
         champion: Holdout | None = None,
+        measured: int | None = None,
         policy: GatePolicy | None = None,
     ) -> GateDecision:
         """Decide on a version and write the decision, with its reasons, on it.
 
         `champion` re-measures the champion on the rows of `holdout`; by default its recorded figures are compared.
+        `measured` is the version those figures are of: Conflict (`gate-stale`) if another one is champion by now.
         """
         with self._lock("registry"):
             self.version(name, version)  # NotFound before anything is written
             holder = self.aliases(name).get(CHAMPION)
+            if measured is not None and measured != holder:
+                raise Conflict(
+                    f"the champion of {name} changed while it was measured",
+                    why=f"version {measured} was measured, the champion is {holder or 'none'}",
+                    todo="measure again",
+                    code="gate-stale",
+                )
             against = "" if holder is None or holder == version else str(holder)
             if against and champion is None:
                 champion = self.version(name, int(against)).holdout

@@ -91,3 +91,23 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         adopt(tmp_path / "empty", tmp_path / "root")
     with pytest.raises(InvalidRequest, match="no model directory"):
         adopt(tmp_path / "nowhere", tmp_path / "root")
+
+
+def test_a_manifest_further_down_is_a_file_like_any_other(model: Path, tmp_path: Path) -> None:
+    """G4: only the seal's own manifest may be outside the seal."""
+    path, seal = adopt(model, tmp_path / "root")
+    (path / "inner").mkdir()
+    (path / "inner" / sealed.MANIFEST).write_text("{}")
+    with pytest.raises(sealed.Damaged, match="does not hold"):
+        sealed.verify(path)
+    other = tmp_path / "other"
+    sealed.commit(other, lambda work: _with_inner_manifest(model, work), {"kind": "model"})
+    assert f"inner/{sealed.MANIFEST}" in adopt(other, tmp_path / "root")[1].files
+    assert seal.sha256 != sealed.verify(other).sha256
+
+
+def _with_inner_manifest(model: Path, work: Path) -> None:
+    for name in ("model.safetensors", "model.json"):
+        (work / name).write_bytes((model / name).read_bytes())
+    (work / "inner").mkdir()
+    (work / "inner" / sealed.MANIFEST).write_text("{}")

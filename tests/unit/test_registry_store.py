@@ -228,3 +228,16 @@ def test_the_command_lists_shows_and_promotes(registry: Registry, name: str, tmp
 def test_listing_an_empty_home_creates_nothing(tmp_path: Path) -> None:
     output = CliRunner().invoke(models, ["list", "--data", str(tmp_path)], catch_exceptions=False).output
     assert output.startswith("No models") and list(tmp_path.iterdir()) == []
+
+
+def test_figures_of_a_champion_that_was_replaced_meanwhile_decide_nothing(
+    registry: Registry, name: str, tmp_path: Path
+) -> None:
+    """T6: two jobs register at once; the slower one must not pass on figures of the champion before."""
+    before = crown(registry, name, GOOD, tmp_path)
+    crown(registry, name, BETTER, tmp_path)
+    slow = add(registry, name, GOOD - 0.01, tmp_path)
+    with pytest.raises(Conflict) as stale:
+        registry.gate(name, slow, holdout(GOOD - 0.01), champion=holdout(GOOD), measured=before)
+    assert stale.value.code == "gate-stale"
+    assert registry.version(name, slow).gate is None
