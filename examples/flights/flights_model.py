@@ -54,12 +54,14 @@ def cardinalities(manifest: Mapping[str, Any]) -> dict[str, int]:
 
 def latest_version(data: Path) -> Path:
     """The newest committed version directory of the feature view `flights`."""
-    versions = sorted(p.parent for p in (data / "features" / "flights").glob("v*/manifest.json"))
+    from moorage.runtime.features.versions import Catalogue
+
+    versions = Catalogue(data / "features").versions("flights")
     if not versions:
         raise SystemExit(
             f"no version of the feature view 'flights' below {data / 'features'}: run features.py first"
         )
-    return versions[-1]
+    return versions[-1].path
 
 
 def read_manifest(version: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Catalogue:
             return versions[-1]
         number = version.removeprefix("v")
         for candidate in versions:
-            if number.isdigit() and int(candidate.version[1:]) == int(number):
+            if number.isdecimal() and int(candidate.version[1:]) == int(number):
                 return candidate
         raise NotFound(
             f"No {'version ' + version + ' of the' if versions else ''} feature view {view!r}".replace(

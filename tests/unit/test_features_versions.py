@@ -32,6 +32,8 @@ def test_versions_count_up_and_read_back(tmp_path: Path) -> None:
     assert shelf.get("trips").read(split="train", columns=["x"]).to_pydict() == {"x": [2]}
     assert shelf.get("trips", "1").path == first.path == shelf.get("trips", "v001").path
     assert shelf.by_fingerprint("trips", "f") == second and shelf.by_fingerprint("trips", "g") is None
+    with pytest.raises(NotFound):
+        shelf.get("trips", "²")  # a digit to str.isdigit, no number to int
     assert first.digest != second.digest
     stored = json.loads((first.path / "manifest.json").read_text())
     assert stored["version"] == "v001" and set(stored["files"]) == {"part-train-0.parquet", "state/c.json"}
