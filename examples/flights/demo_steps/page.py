@@ -80,6 +80,11 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
                 f"{train['resumed_from']}, {train['steps']} steps in all",
             )
         )
+    if "deepspeed" in found:
+        zero = found["deepspeed"]
+        lines.append(
+            ("DeepSpeed", f"{zero['steps']} steps, loss {zero['first_loss']:.4f} to {zero['last_loss']:.4f}")
+        )
     if "registry" in found:
         champion, decisions = found["registry"]["champion"], found["registry"]["decisions"]
         refused = sum(not d["passed"] for d in decisions)

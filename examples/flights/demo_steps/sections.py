@@ -102,6 +102,15 @@ def training(found: Facts) -> Section:
                     y=[p["step"] for p in mine],
                 )
             )
+    zero = found.get("deepspeed")
+    also = (
+        [
+            f"The same model through DeepSpeed ZeRO-2: {zero['steps']} steps, loss from {zero['first_loss']:.4f} (first "
+            f"tenth) to {zero['last_loss']:.4f} (last tenth)."
+        ]
+        if zero
+        else []
+    )
     return Section(
         title="Training survives the death of a worker",
         parts=[
@@ -115,6 +124,7 @@ def training(found: Facts) -> Section:
                 at=killed["at"] - began,
                 caption="Optimiser steps over seconds, as each process logged them. Dashed: the kill.",
             ),
+            *also,
         ],
     )
 
