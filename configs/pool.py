@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from moorage.configs import units
 from moorage.configs.problems import explain, refuse_unknown
@@ -14,6 +23,7 @@ from moorage.configs.yamlio import load_mapping
 from moorage.errors import InvalidRequest
 
 ANY = "gpus"
+_DATABASE = re.compile(r"postgresql://\S+/[^\s/]+")
 
 
 def _dollars(value: Any) -> dict[str, int]:
@@ -51,6 +61,17 @@ class PoolSettings(BaseModel):
     """How long Ray may not know a started attempt before it counts as lost."""
     max_pending: int = Field(default=10_000, ge=1, le=10_000_000)
     """Waiting jobs per team; above it submissions are refused."""
+    database: str = Field(default="", repr=False)
+    """postgresql://user:password@host/name; "" is a SQLite file in the pool's home."""
+
+    @field_validator("database")
+    @classmethod
+    def _postgresql(cls, value: str) -> str:
+        if value and not _DATABASE.fullmatch(value):  # never quoted back: it may hold a password
+            raise ValueError(
+                "it must be postgresql://user@host/name, or left out for a SQLite file in the home"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 async def _serve(home: PoolHome, options: argparse.Namespace) -> None:
     teams, settings = _teams(home, options.teams), _pool(home, options.pool)
     service = Service(
-        url=options.database or sqlite_url(home.control_db),
+        url=options.database or settings.database or sqlite_url(home.control_db),
         teams=teams,
         backend=RayBackend(home.root),
         token_folder=home.tokens,
@@ -140,7 +140,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the front door on 127.0.0.1")
     parser.add_argument("--teams", help="teams file (default: teams.yaml in the home)")
     parser.add_argument("--pool", help="pool settings file (default: pool.yaml in the home)")
-    parser.add_argument("--database", help="SQLAlchemy URL (default: control.db in the home)")
+    parser.add_argument(
+        "--database", help="its URL (default: `database` of the pool settings, else control.db)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -7,13 +7,14 @@ generation is still the last: the older control plane can no longer write.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 
-from moorage.errors import Conflict
+from moorage.errors import Conflict, InvalidRequest
 
 _ONE, _WRITES = 0x4D6F6F72, 0x61676521
 """Keys of the two advisory locks: one control plane, one write transaction."""
@@ -28,6 +29,12 @@ def is_postgresql(url: str) -> bool:
 
 def open_engine(url: str) -> Engine:
     """An engine whose reads each see one snapshot and whose commits are on disk when they return."""
+    if importlib.util.find_spec("psycopg") is None:
+        raise InvalidRequest(
+            "a PostgreSQL database needs the package psycopg",
+            todo="pip install 'moorage[postgres]'",
+            code="extra-missing",
+        )
     engine = create_engine(
         make_url(url).set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=dict(_ALIVE)
     )

@@ -30,6 +30,7 @@ from moorage.runtime.control.tables import attempts, events, jobs, leases
 NODES = tuple(SimNode(name=f"node-{n}", gpu_model="L4" if n % 2 else "A10") for n in range(4))
 TEAMS = "teams: {ops: {quota: 8, limit: 12}, research: {quota: 3, limit: 5, lend: 2}}"
 CHECK_EVERY = 15
+MAX_WAITING = 30
 TICK_S = 1.0
 
 
@@ -44,8 +45,9 @@ class Churn:
 
     def step(self) -> None:
         rng = self.rng
-        for _ in range(rng.choice((0, 1, 1, 2))):
-            self.submit()
+        if len(self.w.service.core.book.pending) < MAX_WAITING:
+            for _ in range(rng.choice((0, 1, 1, 2))):
+                self.submit()
         for act, chance in (
             (self.stop, 0.15),
             (self.grow, 0.10),
@@ -201,6 +203,7 @@ class Churn:
         admin = self.w.caller("admin")
         views = {view.job_id: view for view in self.w.service.jobs(admin)}
         assert set(views) == set(self.acknowledged), "acknowledged is durable, refused leaves nothing"
+        assert not [view for view in views.values() if not view.final]
         assert {job: view.team for job, view in views.items()} == self.acknowledged
         assert not self.w.service.core.book.ledger.leases, "every lease ends"
         self.as_the_cluster_says()

@@ -73,6 +73,14 @@ def test_wrong_pool_settings_are_refused(text: str) -> None:
         parse_pool(text)
 
 
+@pytest.mark.parametrize("url", ["mysql://u:hunter2@h/d", "postgresql://u:hunter2@h", "hunter2"])
+def test_a_wrong_database_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="database") as refused:
+        parse_pool(f"database: {url}")
+    assert "hunter2" not in str(refused.value)
+    assert "hunter2" not in repr(parse_pool("database: postgresql://u:hunter2@h/d"))
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="cannot read"):
         load_teams(tmp_path / "none.yaml")

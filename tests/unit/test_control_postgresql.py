@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -88,6 +93,44 @@ def test_a_broken_connection_at_the_commit_leaves_book_and_store_alike(
         assert not core.stale and w.states(kept) == ["SUCCEEDED"]
         assert not [e for e in w.service.events(w.caller("admin"), limit=1000) if e["kind"] == "test.lost"]
         sound(w.service, w.clock)
+
+
+def test_pool_yaml_names_the_database(tmp_path: Path, postgresql: Server) -> None:
+    """The process that `moorage up` starts, without a cluster: it serves, and its state is on the server."""
+    url = postgresql.database(tmp_path)
+    (tmp_path / "pool.yaml").write_text(f"database: {url}\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "moorage.runtime.control",
+        "--home",
+        str(tmp_path),
+        "--port",
+        str(port),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert until(lambda: _answers(port), 60, "the front door") == 200
+            process.terminate()
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    assert not (tmp_path / "control.db").exists()
+    store = Store(url, ManualClock())
+    with store.read() as db:
+        assert "control.started" in db.execute(select(tables.events.c.kind)).scalars().all()
+    store.close()
+
+
+def _answers(port: int) -> int:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).status_code
+    return 0
 
 
 def test_the_loop_outlives_its_database(tmp_path: Path, postgresql: Server) -> None:
