@@ -105,8 +105,8 @@ def training(found: Facts) -> Section:
     zero = found.get("deepspeed")
     also = (
         [
-            f"The same model through DeepSpeed ZeRO-2: {zero['steps']} steps, loss from {zero['first_loss']:.4f} (first "
-            f"tenth) to {zero['last_loss']:.4f} (last tenth)."
+            f"The same model through DeepSpeed ZeRO-2: {zero['steps']} steps, loss from "
+            f"{zero['first_loss']:.4f} (first tenth) to {zero['last_loss']:.4f} (last tenth)."
         ]
         if zero
         else []
