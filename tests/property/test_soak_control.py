@@ -23,7 +23,7 @@ from moorage.configs.pool import PoolSettings
 from moorage.errors import Infeasible, LeaseTimeout, MoorageError, Unavailable
 from moorage.runtime.control.api import GrowAsk, Submission
 from moorage.runtime.control.outcome import judge
-from moorage.runtime.control.simbackend import SimNode
+from moorage.runtime.control.simbackend import SimJob, SimNode
 from moorage.runtime.control.store import sqlite_url
 from moorage.runtime.control.tables import attempts, events, jobs, leases
 
@@ -41,6 +41,8 @@ class Churn:
         self.w, self.rng, self.server = w, random.Random(seed), server
         self.acknowledged: dict[str, str] = {}
         """Job -> the team that it was charged to."""
+        self.past: dict[str, SimJob] = {}
+        """What the cluster had to say of attempts that it has since forgotten, as Ray does in time."""
         self.done: Counter[str] = Counter()
 
     def step(self) -> None:
@@ -188,8 +190,16 @@ class Churn:
         sound(self.w.service, self.w.clock)
         for team, limit in (("ops", 12_000), ("research", 5_000)):
             assert self.w.held(team) <= limit, f"{team} is over its limit"
+        self.forget()
         queue = self.w.service.status(self.w.caller("admin"))["queue"]
         assert all(row["message"] for row in queue), "a job that waits without a reason"
+
+    def forget(self) -> None:
+        with self.w.service.store.read() as db:
+            ended = db.execute(select(attempts.c.submission_id).where(attempts.c.ended_ns.is_not(None)))
+            for name in set(ended.scalars()) & set(self.w.backend.jobs):
+                if self.w.backend.jobs[name].ended_ns is not None:
+                    self.past[name] = self.w.backend.jobs.pop(name)
 
     def finish(self) -> None:
         """Everything comes back, nobody asks for more: every job must end."""
@@ -211,7 +221,7 @@ class Churn:
 
     def as_the_cluster_says(self) -> None:
         """Each attempt was launched once, and its end in the store is the one that the cluster wrote down."""
-        launches = Counter(self.w.backend.launches)
+        launches, past = Counter(self.w.backend.launches), self.past | self.w.backend.jobs
         assert max(launches.values()) == 1, "an attempt was started twice"
         with self.w.service.store.read() as db:
             rows = db.execute(select(attempts, jobs.c.state.label("final")).join(jobs)).all()
@@ -224,7 +234,7 @@ class Churn:
         assert set(released) == granted and set(released.values()) <= {1}, "a lease is released exactly once"
         assert {row.submission_id for row in rows if row.launched_ns is not None} == set(launches)
         for row in rows:
-            seen = self.w.backend.jobs.get(row.submission_id)
+            seen = past.get(row.submission_id)
             if row.launched_ns is None or seen is None:  # never asked of the cluster, or its record was lost
                 assert row.state != "SUCCEEDED", row
                 continue
