@@ -182,7 +182,17 @@ def step(ledger: Ledger, event: Event) -> None:
     ledger.version += 1
 
 
+def accepts(ledger: Ledger, spec: NodeSpec) -> bool:
+    """Whether `NodeUp(spec)` applies: not while leases hold parts of a node of that name with other figures."""
+    row = ledger.node_row.get(spec.name)
+    if row is None or _spec_of(ledger, row) == spec:
+        return True
+    return not any(task.node == spec.name for lease in ledger.leases.values() for task in lease.tasks)
+
+
 def _node_up(ledger: Ledger, spec: NodeSpec) -> None:
+    if not accepts(ledger, spec):
+        raise LedgerError(f"node {spec.name} came back with other devices while leases hold parts of it")
     row = ledger.node_row.get(spec.name)
     if row is None:
         row = len(ledger.node_names)
@@ -196,8 +206,6 @@ def _node_up(ledger: Ledger, spec: NodeSpec) -> None:
     elif _spec_of(ledger, row) == spec:
         ledger.up[row] = True
         return
-    elif any(task.node == spec.name for lease in ledger.leases.values() for task in lease.tasks):
-        raise LedgerError(f"node {spec.name} came back with other devices while leases hold parts of it")
     while ledger.milli_free.shape[1] < spec.devices:
         ledger.milli_free = _pad(ledger.milli_free, 1, 0)
         ledger.mem_free = _pad(ledger.mem_free, 1, 0)

@@ -16,7 +16,7 @@ from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import devices, jobs, nodes, outbox, placements
-from moorage.scheduling.ledger import LedgerError, NodeDown, NodeUp
+from moorage.scheduling.ledger import NodeDown, NodeUp, accepts
 
 _NODE_FIELDS = (
     "ray_node_id",
@@ -60,19 +60,30 @@ class Observer:
     def _changed_nodes(self, seen: Observation) -> list[ObservedNode]:
         """Nodes to write: new, changed, or known and no longer there (as not alive)."""
         present: dict[str, ObservedNode] = {}
-        for node in sorted(seen.nodes, key=lambda n: n.alive):
-            present[node.name] = node  # an alive incarnation wins over a dead one of the same name
         if not self._nodes:
             with self._core.store.read() as db:
                 for row in db.execute(select(nodes)).all():
                     self._nodes[row.name] = _figures(row)
+        for node in sorted(seen.nodes, key=lambda n: n.alive):
+            present[node.name] = self._as_booked(
+                node
+            )  # an alive incarnation wins over a dead one of its name
         found = [node for node in present.values() if self._nodes.get(node.name) != _figures(node)]
         found = [node for node in found if node.alive or node.name in self._nodes]
         for name, figures in self._nodes.items():
             if name not in present and figures[_NODE_FIELDS.index("alive")]:
-                values = dict(zip(_NODE_FIELDS, figures, strict=True)) | {"alive": False}
-                found.append(ObservedNode(name=name, labels={}, free_milli_gpu=0, free_milli_cpu=0, **values))
+                found.append(_as_down(name, figures))
         return found
+
+    def _as_booked(self, node: ObservedNode) -> ObservedNode:
+        """The node; as it was and down, when it came back with other devices while leases hold parts of the old.
+
+        So nothing new goes there until they end, and the store keeps the figures that its leases fit in.
+        """
+        known = self._nodes.get(node.name)
+        if not node.alive or known is None or accepts(self._core.book.ledger, node_spec(node)):
+            return node
+        return _as_down(node.name, known)
 
     def _put_node(self, change: Change, node: ObservedNode) -> None:
         db, now, core = change.db, change.now, self._core
@@ -102,17 +113,7 @@ class Observer:
         change.after.append(lambda: self._node_to_book(node))
 
     def _node_to_book(self, node: ObservedNode) -> None:
-        book = self._core.book
-        if not node.alive:
-            book.apply(NodeDown(node.name))
-            return
-        try:
-            book.apply(NodeUp(node_spec(node)))
-        except LedgerError:
-            # It came back with other devices while leases hold parts of the old ones: nothing new goes there
-            # until they end. Forgetting what we saw makes the next observation try again.
-            book.apply(NodeDown(node.name))
-            self._nodes.pop(node.name, None)
+        self._core.book.apply(NodeUp(node_spec(node)) if node.alive else NodeDown(node.name))
 
     # -- jobs
 
@@ -238,6 +239,11 @@ def launched(change: Change, job: JobRow, reason: str) -> JobRow:
         change.db, job, state=STARTING, launched_ns=now.wall_ns, launched_control_ns=now.control_ns
     )
     return records.transition(change.db, now, job, STARTING, reason)
+
+
+def _as_down(name: str, figures: tuple[Any, ...]) -> ObservedNode:
+    values = dict(zip(_NODE_FIELDS, figures, strict=True)) | {"alive": False}
+    return ObservedNode(name=name, labels={}, free_milli_gpu=0, free_milli_cpu=0, **values)
 
 
 def _figures(node: Any) -> tuple[Any, ...]:

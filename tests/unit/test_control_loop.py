@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from control_world import NODES, world
 
+from moorage.cluster.backend import BackendUnavailable, Launch
 from moorage.configs.pool import PoolSettings
-from moorage.errors import Conflict, Infeasible
+from moorage.errors import Conflict, Infeasible, InvalidRequest
 from moorage.runtime.control.api import Submission
 from moorage.runtime.control.applier import apply_plan
 from moorage.runtime.control.book import Book
@@ -302,3 +305,28 @@ def test_a_limit_of_all_models_refuses_what_the_limit_of_one_would_allow(tmp_pat
                 w.submit(team, **gang)  # type: ignore[arg-type]
             assert refused.value.extra["reason"] == "team-limit"
             assert refused.value.extra["allowed_milli_gpu"] == allowed
+
+
+def test_a_node_that_comes_back_smaller_gets_nothing_new_until_its_leases_end(tmp_path: Path) -> None:
+    """G6: neither the rounds meanwhile nor a restart stumble over leases that its new figures do not hold."""
+    with world(tmp_path) as w:
+        job = w.submit("ops", workers=4, seconds="20")
+        w.run(2)
+        lease = w.job(job).lease
+        assert lease is not None
+        home = lease["workers"][0]["node"]
+        w.backend.nodes = tuple(replace(n, devices=2) if n.name == home else n for n in w.backend.nodes)
+        w.run(1)
+        before = len(w.service.events(w.caller("admin"), 0, 1000))
+        w.run(5)
+        assert len(w.service.events(w.caller("admin"), 0, 1000)) == before, (
+            "it is recorded once, not each round"
+        )
+        w.restart()
+        other = w.submit("ops", seconds="60")
+        w.run(2)
+        lease = w.job(other).lease
+        assert lease is not None and lease["workers"][0]["node"] != home
+        w.run(30)
+        node = next(n for n in w.service.status(w.caller("ops"))["nodes"] if n["name"] == home)
+        assert w.states(job) == ["SUCCEEDED"] and (node["alive"], node["devices"]) == (True, 2)
