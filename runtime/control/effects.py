@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row, select, update
 
-from moorage.cluster.backend import Backend, LaunchRefused, Observation
+from moorage.cluster.backend import Backend, BackendUnavailable, LaunchRefused, Observation
 from moorage.runtime.control import failpoints, launching, records, tokens
 from moorage.runtime.control.api import ADMITTED, FAILED, STARTING, STOPPED
 from moorage.runtime.control.core import Change, Core
@@ -24,6 +24,7 @@ from moorage.scheduling.model import Lease
 
 log = logging.getLogger(__name__)
 _REPEAT_STOP_NS = 5 * 10**9
+_RETRY_NS, _RETRY_DOUBLINGS = 10**9, 5
 
 
 class Effects:
@@ -35,7 +36,11 @@ class Effects:
         """Attempt -> control time since which its start waits for Ray to free devices."""
 
     def run(self, seen: Observation) -> int:
-        """Try every open row once, in order; how many effects were done. Raises `BackendUnavailable`."""
+        """Try every open row once, in order; how many effects were done. Raises `BackendUnavailable`.
+
+        A row that fails is put off, longer each time: the next round begins with the others, so no one job can
+        hold up the starts and stops of all.
+        """
         now = self._core.store.clock.now()
         with self._core.store.read() as db:
             rows = db.execute(
@@ -46,13 +51,20 @@ class Effects:
             busy = self._starting_nodes(db, now.control_ns)
         done = 0
         for row in rows:
-            if row.kind == "launch":
-                done += self._launch(row, seen, busy)
-            elif row.kind == "stop":
-                done += self._stop(row)
-            else:
-                done += self._forget(row)
+            try:
+                done += self._run(row, seen, busy)
+            except Exception as error:
+                with self._core.change() as change:
+                    self._later(change, row, _RETRY_NS * 2 ** min(_RETRY_DOUBLINGS, row.tries))
+                if isinstance(error, BackendUnavailable):
+                    raise
+                log.exception("%s of %s failed", row.kind, row.submission_id)
         return done
+
+    def _run(self, row: Row[Any], seen: Observation, busy: set[str]) -> bool:
+        if row.kind == "launch":
+            return self._launch(row, seen, busy)
+        return self._stop(row) if row.kind == "stop" else self._forget(row)
 
     # -- launch
 

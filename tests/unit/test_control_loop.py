@@ -330,3 +330,25 @@ def test_a_node_that_comes_back_smaller_gets_nothing_new_until_its_leases_end(tm
         w.run(30)
         node = next(n for n in w.service.status(w.caller("ops"))["nodes"] if n["name"] == home)
         assert w.states(job) == ["SUCCEEDED"] and (node["alive"], node["devices"]) == (True, 2)
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("Ray answers 500 for this job"), ValueError("a bug")])
+def test_one_job_that_cannot_be_launched_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with world(tmp_path) as w:
+        launch = w.backend.launch
+
+        def sick(asked: Launch) -> None:
+            if asked.submission_id == "bad-1":
+                raise error
+            launch(asked)
+
+        monkeypatch.setattr(w.backend, "launch", sick)
+        w.submit("ops", job="bad", seconds="10")
+        good = w.submit("research", seconds="100")
+        w.run(3)
+        assert w.states("bad", good) == ["ADMITTED", "RUNNING"]
+        monkeypatch.undo()
+        w.run(10)
+        assert w.states("bad") == ["RUNNING"] and w.backend.launches.count("bad-1") == 1
