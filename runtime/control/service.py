@@ -223,7 +223,9 @@ class Service:
     def status(self, caller: Caller) -> dict[str, Any]:
         now = self.store.clock.now()
         with self.store.lock, self.store.read() as db:
-            return views.status(db, self.core.book, self.loop.unreachable, now.wall_ns, now.control_ns)
+            return views.status(
+                db, self.core.book, self.loop.unreachable, now.wall_ns, now.control_ns, caller
+            )
 
     def events(
         self, caller: Caller, after: int = 0, limit: int = 100, job_id: str | None = None

@@ -14,6 +14,7 @@ from moorage.runtime.control.api import (
     PREEMPTING,
     STARTING,
     AttemptView,
+    Caller,
     JobView,
     Submission,
     ray_status,
@@ -34,7 +35,7 @@ def job_view(db: Connection, book: Book, row: Row[Any], unreachable: str, contro
         team=row.team,
         state=row.state,
         ray_status=ray_status(row.state),
-        message=_message(db, book, row, reason, unreachable, control_ns),
+        message=_message(db, row, reason, unreachable, control_ns),
         submission=_submission(row.submission),
         created_ns=row.created_ns,
         started_ns=row.started_ns,
@@ -80,14 +81,19 @@ def attempt_views(db: Connection, job_id: str) -> list[AttemptView]:
     ]
 
 
-def status(db: Connection, book: Book, unreachable: str, now_ns: int, control_ns: int) -> dict[str, Any]:
-    """The pool: nodes, who holds which part of which device, what waits and why, teams. JSON values only."""
+def status(
+    db: Connection, book: Book, unreachable: str, now_ns: int, control_ns: int, caller: Caller
+) -> dict[str, Any]:
+    """The pool: nodes, who holds which part of which device, what waits and why, teams. JSON values only.
+
+    Everybody sees who holds what; how an earlier attempt ended (Ray quotes its log) only the job's team sees.
+    """
     return {
         "at_ns": now_ns,
         "ray": {"reachable": not unreachable, "message": unreachable},
         "nodes": [_node(row, book) for row in db.execute(select(nodes).order_by(nodes.c.name)).all()],
         "devices": _devices(book),
-        "queue": _queue(db, book, unreachable, control_ns),
+        "queue": _queue(db, book, unreachable, control_ns, caller),
         "running": _running(db, book),
         "teams": [
             {
@@ -105,18 +111,19 @@ def status(db: Connection, book: Book, unreachable: str, now_ns: int, control_ns
 
 
 def _message(
-    db: Connection, book: Book, row: Row[Any], reason: Reason | None, unreachable: str, control_ns: int
+    db: Connection, row: Row[Any], reason: Reason | None, unreachable: str, control_ns: int, own: bool = True
 ) -> str:
     if row.state not in (PENDING, ADMITTED, STARTING, PREEMPTING):
         return str(row.message)
     if unreachable:
         return f"Ray cannot be reached: nothing is lost, nothing starts until it answers. {unreachable}"
     if row.state == PENDING:
+        before = str(row.message) if own or not row.message else f"attempt {row.attempt} ended"
         pause = row.not_before_control_ns - control_ns
         if pause > 0:
-            return f"{row.message}; tried again in {pause / 1e9:.0f} s"
+            return f"{before}; tried again in {pause / 1e9:.0f} s"
         waits = reason.text() if reason else "waits for the next scheduling round"
-        return f"{row.message}; {waits}" if row.message else waits
+        return f"{before}; {waits}" if before else waits
     if row.state == ADMITTED:
         return f"admitted to {_places(db, row)}; starts when its devices are free on Ray and earlier starts are done"
     if row.state == STARTING:
@@ -201,7 +208,9 @@ def _devices(book: Book) -> list[dict[str, Any]]:
     ]
 
 
-def _queue(db: Connection, book: Book, unreachable: str, control_ns: int) -> list[dict[str, Any]]:
+def _queue(
+    db: Connection, book: Book, unreachable: str, control_ns: int, caller: Caller
+) -> list[dict[str, Any]]:
     rows = db.execute(
         select(jobs).where(jobs.c.state == PENDING).order_by(jobs.c.created_control_ns, jobs.c.id)
     ).all()
@@ -217,7 +226,7 @@ def _queue(db: Connection, book: Book, unreachable: str, control_ns: int) -> lis
                 "workers": ask.workers,
                 "created_ns": row.created_ns,
                 "reason": reason_json(reason),
-                "message": _message(db, book, row, reason, unreachable, control_ns),
+                "message": _message(db, row, reason, unreachable, control_ns, caller.may_see(row.team)),
             }
         )
     return found

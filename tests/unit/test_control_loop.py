@@ -352,3 +352,15 @@ def test_one_job_that_cannot_be_launched_does_not_hold_up_the_others(
         monkeypatch.undo()
         w.run(10)
         assert w.states("bad") == ["RUNNING"] and w.backend.launches.count("bad-1") == 1
+
+
+def test_how_an_attempt_ended_is_for_its_own_team(tmp_path: Path) -> None:
+    """S10: Ray quotes the end of a job's log, and the queue is shown to all."""
+    with world(tmp_path) as w:
+        job = w.submit("ops", seconds="100")
+        w.run(2)
+        w.backend.kill(f"{job}-1", "the node died; last lines: password=hunter2")
+        w.run(0.5)
+        theirs, own = (w.service.status(w.caller(team))["queue"][0] for team in ("research", "ops"))
+        assert "hunter2" in own["message"] and "hunter2" not in json.dumps(theirs)
+        assert "attempt 1 ended; tried again in" in theirs["message"]
