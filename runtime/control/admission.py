@@ -120,6 +120,7 @@ def validate(submission: Submission) -> Submission:
                 f"entrypoint_resources {name!r}", amount, "it must be a finite number, not negative"
             )
     environment = dict(submission.runtime_env)
+    _check_encoding(text, dict(submission.metadata), environment)
     try:
         size = len(json.dumps(environment, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -133,6 +134,17 @@ def validate(submission: Submission) -> Submission:
         del environment["py_modules"]  # Ray fails any job that has an empty list
     values = {name: getattr(submission, name) for name in Submission.__slots__}
     return Submission(**{**values, "runtime_env": environment})
+
+
+def _check_encoding(*parts: Any) -> None:
+    """JSON may carry half of a surrogate pair, and the launch could then not be sent to Ray as UTF-8."""
+    try:
+        json.dumps(parts, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise InvalidRequest(
+            "the submission is not valid Unicode", why=f"it holds {half} alone", code="invalid-field"
+        ) from None
 
 
 def _check_environment(environment: Mapping[str, Any]) -> None:

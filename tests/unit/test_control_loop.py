@@ -364,3 +364,13 @@ def test_how_an_attempt_ended_is_for_its_own_team(tmp_path: Path) -> None:
         theirs, own = (w.service.status(w.caller(team))["queue"][0] for team in ("research", "ops"))
         assert "hunter2" in own["message"] and "hunter2" not in json.dumps(theirs)
         assert "attempt 1 ended; tried again in" in theirs["message"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"entrypoint": "echo \ud800"}, {"metadata": {"a.b": "\udfff"}}, {"runtime_env": {"pip": ["\ud800"]}}],
+)
+def test_half_a_surrogate_pair_is_refused(tmp_path: Path, more: dict[str, Any]) -> None:
+    """It could be stored, but the launch could never be sent to Ray."""
+    with world(tmp_path) as w, pytest.raises(InvalidRequest, match="Unicode"):
+        w.service.submit(w.caller("ops"), Submission(**{"entrypoint": "x", **more}))
