@@ -24,7 +24,8 @@ from moorage.runtime.control.tables import endpoints, jobs, leases, subleases
 
 MAX_TIMEOUT_S = 3600.0
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_ROUTE = re.compile(r"/[A-Za-z0-9_./-]{0,255}")
+_ROUTE = re.compile(r"(?=.{2,256}$)(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+/?")
+"""No root, no empty or dotted segment, and not Serve's own `/-/`."""
 
 
 def own_job(db: Connection, caller: Caller, job_id: str | None) -> JobRow:
@@ -197,8 +198,12 @@ def publish(core: Core, caller: Caller, name: str, app: str, route: str, job_id:
         raise units.refuse("name", name, "lower case letters, digits and '-', at most 63")
     if not app or len(app) > 100 or not app.isprintable():
         raise units.refuse("app", app, "1 to 100 printable characters")
-    if not _ROUTE.fullmatch(route) or ".." in route:
-        raise units.refuse("route", route, "a path that starts with '/', without '..'")
+    if not _ROUTE.fullmatch(route):
+        raise units.refuse(
+            "route",
+            route,
+            "a route prefix of its own such as '/flights': the root would reach every team's apps",
+        )
     with core.change() as change:
         db, now = change.db, change.now
         job = own_job(db, caller, job_id)
@@ -215,6 +220,7 @@ def publish(core: Core, caller: Caller, name: str, app: str, route: str, job_id:
         old = db.execute(select(endpoints).where(endpoints.c.name == name)).one_or_none()
         if old is not None and old.team != job.team:
             raise Conflict(f"the endpoint name {name!r} belongs to another team", code="endpoint-name-in-use")
+        _check_route(db, job.team, route)
         values = {
             "job_id": job.id,
             "lease_id": lease_id,
@@ -238,6 +244,19 @@ def publish(core: Core, caller: Caller, name: str, app: str, route: str, job_id:
             lease_id=lease_id,
         )
         return endpoint_views(db, name)[0]
+
+
+def _check_route(db: Connection, team: str, route: str) -> None:
+    """Conflict when requests to `route` could reach what another team serves now: its route, below or above it."""
+    wanted = route.rstrip("/") + "/"
+    for other in endpoint_views(db):
+        taken = other.route.rstrip("/") + "/"
+        if other.live and other.team != team and (wanted.startswith(taken) or taken.startswith(wanted)):
+            raise Conflict(
+                f"the route {route!r} is served by another team",
+                todo="give your application another route_prefix",
+                code="endpoint-route-in-use",
+            )
 
 
 def endpoint_views(db: Connection, name: str | None = None) -> list[EndpointView]:

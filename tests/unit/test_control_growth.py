@@ -85,7 +85,13 @@ def test_endpoints_belong_to_their_team_and_live_with_their_job(tmp_path: Path) 
         with pytest.raises(Conflict):
             w.service.publish_endpoint(research, "flights", "app", "/x", other)
         assert [e.name for e in w.service.endpoints(ops)] == ["flights"] and not w.service.endpoints(research)
-        for name, route in (("Bad", "/x"), ("a/b", "/x"), ("ok", "x"), ("ok", "/../x"), ("ok", "/a b")):
+        for route in ("/flights", "/flights/", "/flights/admin"):
+            with pytest.raises(Conflict, match="route"):
+                w.service.publish_endpoint(research, "mine", "app", route, other)
+        assert w.service.publish_endpoint(research, "mine", "app", "/flights2", other).live
+        names = (("Bad", "/x"), ("a/b", "/x"), ("ok", "x"), ("ok", "/../x"), ("ok", "/a b"))
+        routes = ("/", "//x", "/./x", "/x//y", "/-/routes", "/" + "x" * 256)
+        for name, route in (*names, *(("ok", route) for route in routes)):
             with pytest.raises(InvalidRequest):
                 w.service.publish_endpoint(ops, name, "app", route, job)
         w.run(8)
