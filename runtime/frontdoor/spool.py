@@ -22,13 +22,13 @@ from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from moorage.errors import InvalidRequest, MoorageError, TooLarge
 
 _NAME = re.compile(
     r"(?P<stem>[A-Za-z0-9_][A-Za-z0-9_.+!-]{0,180}?)(?P<extension>\.zip|\.whl|\.tar\.gz|\.tgz|\.tar\.xz)"
 )
-_OWNER = re.compile(r"[^A-Za-z0-9_-]")
 _URI = re.compile(r"gcs://(?P<name>.+)", re.DOTALL)
 
 
@@ -136,7 +136,8 @@ class Spool:
         return gone
 
     def _alias(self, owner: str, name: str) -> Path:
-        return self.root / "names" / _OWNER.sub("_", owner) / name
+        folder = "of-" + quote(owner, safe="")  # one to one: no two owners share a folder
+        return self.root / "names" / folder / name
 
     def _remember(self, owner: str, name: str, content: str) -> None:
         alias = self._alias(owner, name)

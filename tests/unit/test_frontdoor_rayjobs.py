@@ -6,6 +6,7 @@ import io
 import json
 import time
 import zipfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from frontdoor_world import RAY_TOKEN, Script, World, world
 from moorage.runtime.control import api
 from moorage.runtime.frontdoor.app import prune
 from moorage.runtime.frontdoor.context import CONTEXT
+from moorage.runtime.frontdoor.spool import Spool
 
 PACKAGE = "/api/packages/gcs/_ray_pkg_0123456789abcdef.zip"
 
@@ -291,3 +293,16 @@ async def test_the_ray_token_never_reaches_a_client(tmp_path: Path) -> None:
         written = (tmp_path / "logs" / "access.log").read_text()
         assert RAY_TOKEN not in written and "ops-token" not in written
         assert '"who": "ops"' in written
+
+
+async def test_owners_with_similar_names_share_no_package(tmp_path: Path) -> None:
+    """S10: a team's name may hold a dot: what `a.b` uploads is not what `a_b` submits."""
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield archive(**{"main.py": "print(1)"})
+
+    spool = Spool(tmp_path, 1 << 20, 1 << 20)
+    await spool.put("a.b", "_ray_pkg_0.zip", sent())
+    assert spool.locate("a.b", "_ray_pkg_0.zip") is not None
+    for other in ("a_b", "a-b", "a/b", "..", "A.b"):
+        assert spool.locate(other, "_ray_pkg_0.zip") is None
