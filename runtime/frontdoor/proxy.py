@@ -36,6 +36,8 @@ _NOT_RETURNED = _HOP | {"content-length", "content-encoding", "set-cookie", "ser
 _REWRITTEN = ("docs", "redoc", "openapi.json")
 _PAGE_LIMIT = 4 << 20
 _CHUNK = 64 * 1024
+_UNPACKED = frozenset(["gzip", "deflate", "br", "zstd"])
+"""Encodings that aiohttp's server has already decoded when a handler reads the body."""
 
 
 class EndpointBroke(MoorageError):
@@ -114,7 +116,9 @@ async def _forward(ours: Context, request: web.Request, view: EndpointView) -> w
     data = None
     if request.can_read_body:
         data = _bounded(request, ours.settings.max_endpoint_body)
-        if request.content_length is not None:
+        if headers.get("Content-Encoding", "").lower() in _UNPACKED:
+            del headers["Content-Encoding"]  # the body is plain by now, and of another length
+        elif request.content_length is not None:
             headers["Content-Length"] = str(request.content_length)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=300)
     async with ours.upstream.session.request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -125,3 +126,15 @@ async def test_an_endpoint_that_is_down_says_when_to_retry(tmp_path: Path) -> No
         answer = await door.client.get("/endpoints/flights/predict", headers=door.as_("ops"))
         assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
         assert json.loads(await answer.text())["code"] == "endpoint-down"
+
+
+async def test_a_packed_body_arrives(tmp_path: Path) -> None:
+    """The server unpacks it: neither its old length nor its old encoding may go with it."""
+    body = json.dumps({"rows": [1] * 1000}).encode()
+    async with served(tmp_path) as (door, application):
+        answer = await door.client.post(
+            "/endpoints/flights/predict",
+            data=gzip.compress(body),
+            headers=door.as_("ops") | {"Content-Encoding": "gzip"},
+        )
+        assert answer.status == 200 and application.requests[0][3] == body
