@@ -10,7 +10,7 @@
     lifecycle.py  finished, or requeued                    launching.py  a lease to what Ray is asked to start
     growth.py     subleases and endpoints                  cost.py       bills from lease events
     tokens.py     who may call                             simbackend.py a pool without Ray, same protocol
-    failpoints.py where a test may kill this process
+    postgres.py   one writer, durable, on a server         failpoints.py where a test may kill this process
 
 A tick holds no lock and no transaction while it talks to the cluster.
 """
