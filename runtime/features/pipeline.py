@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from ray.exceptions import RayTaskError
 
 from moorage.cluster import binding
 from moorage.errors import MoorageError
-from moorage.runtime.features.schema import REASON, ROW, split
+from moorage.runtime.features.schema import ROW, split
 from moorage.runtime.features.sources import Source, read_rows
 
 
@@ -118,15 +118,31 @@ def read_checked(source: Source, *, blocks: int = 1, rows_per_block: int = 50_00
         dataset = ray.data.read_datasource(
             CheckedSource(source, rows_per_block), override_num_blocks=blocks
         ).materialize()
-        rows_in, reasons = 0, dict[str, int]()
-        for block in tables(dataset):
-            rows_in += block.num_rows
-            for reason in block[REASON].drop_null().to_pylist():
-                reasons[reason] = reasons.get(reason, 0) + 1
-    bad = sum(reasons.values())
+        rows_in, good, reasons = count(tables(dataset))
     return Checked(
-        source=source, blocks=dataset, rows_in=rows_in, good=rows_in - bad, quarantined=bad, reasons=reasons
+        source=source,
+        blocks=dataset,
+        rows_in=rows_in,
+        good=good,
+        quarantined=sum(reasons.values()),
+        reasons=reasons,
     )
+
+
+def count(blocks: Iterable[pa.Table]) -> tuple[int, int, dict[str, int]]:
+    """(rows of the file, good rows, quarantined rows by reason), each counted by itself so that they can disagree.
+
+    Rows were numbered when the file was read: the file had as many as the highest number says, whatever came of them.
+    """
+    rows_in, good, reasons = 0, 0, dict[str, int]()
+    for block in blocks:
+        if block.num_rows:
+            rows_in = max(rows_in, 1 + int(pc.max(block[ROW]).as_py()))
+        kept, bad = split(block)
+        good += kept.num_rows
+        for reason in bad["reason"].to_pylist():
+            reasons[reason] = reasons.get(reason, 0) + 1
+    return rows_in, good, reasons
 
 
 def tables(blocks: Dataset) -> Iterator[pa.Table]:
