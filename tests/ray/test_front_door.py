@@ -93,6 +93,25 @@ def test_submit_follow_with_a_working_dir(pool: Pool, folder: Path) -> None:
     assert followed.returncode == 0 and "a file beside it" in followed.stdout
 
 
+def test_a_working_dir_stays_when_a_second_node_uses_it(pool: Pool, folder: Path) -> None:
+    """S10: nodes of one machine share Ray's session folder; unpacking for one must not take it from another."""
+    (folder / "both.py").write_text(
+        "import os, ray\n"
+        "ray.init()\n"
+        "@ray.remote(num_cpus=0.1)\n"
+        "def note():\n"
+        "    return os.getcwd(), open('note.txt').read()\n"
+        "for node in ('node-0', 'node-1', 'node-0'):\n"
+        "    there, text = ray.get(note.options(label_selector={'moorage.io/node': node}).remote())\n"
+        "    print(node, text, there != os.getcwd())\n"
+        "print('still here:', open('note.txt').read())\n"
+    )
+    done = pool.ray_job("ops", "submit", "--working-dir", str(folder), "--", "python", "both.py", timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "node-1 a file beside it True" in done.stdout, done.stdout
+    assert "still here: a file beside it" in done.stdout, done.stdout
+
+
 def test_a_failing_entrypoint(pool: Pool) -> None:
     """Bad input: the entrypoint exits 1; so does the CLI, and the status says why."""
     done = pool.ray_job(
