@@ -26,7 +26,7 @@ from _frame import HERE, Figure, interleaved, main
 EXAMPLE = HERE.parent / "examples" / "flights"
 TWO_ON_ONE = {"workers": "2", "gpus_per_worker": "0.5", "gpu_memory_mib": "8192", "cpus_per_worker": "1"}
 CPU_ONLY = {"workers": "1", "gpus_per_worker": "0", "cpus_per_worker": "1"}
-MODES = ("default", "haproxy")
+MODES = ("python", "haproxy")
 PEER = "bare Ray Serve 2.60, {mode} proxy, FastAPI + @serve.batch"
 
 
@@ -87,15 +87,12 @@ class Pool:
 
 @contextlib.contextmanager
 def pool(mode: str) -> Iterator[Pool]:
-    """`moorage up` in a folder of its own, then `down`. The mode is the environment that Ray's processes get."""
+    """`moorage up` in a folder of its own, then `down`. `mode` is what `--serve-proxy` gets."""
     home = Path(tempfile.mkdtemp(prefix="mrgb-", dir="/tmp"))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MOORAGE_"))}
-    if mode == "haproxy":
-        from moorage.serve.haproxy import environment as haproxy
-
-        environment |= haproxy(home / "haproxy", free_port(), free_port())
     command = [sys.executable, "-P", "-m", "moorage.cli"]
     up = [*command, "up", "--home", str(home), "--port", str(free_port()), "--json", "--nodes", "1"]
+    up += ["--serve-proxy", mode]
     try:
         done = subprocess.run(up, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd="/tmp")
         record = json.loads(done.stdout)

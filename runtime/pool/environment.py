@@ -11,9 +11,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from moorage.cluster import haproxy
 from moorage.cluster.paths import ClusterPaths
 
+HAPROXY = "haproxy"
+"""The folder of HAProxy's files in the pool's home."""
 _NAMES = (
     "PATH",
     "HOME",
@@ -87,3 +91,11 @@ def ray_environment(
         # Despite its name this is Ray's switch for "loopback only", on Linux too.
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return environment
+
+
+def serve_environment(paths: ClusterPaths, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What Serve's own HTTP proxy needs to know, from the pool's settings: nothing for Ray's default (`python`)."""
+    if settings.get("serve_proxy") != "haproxy":
+        return {}
+    ports = settings["haproxy_metrics_port"], settings["haproxy_stats_port"]
+    return haproxy.environment(paths.root / HAPROXY, *ports)

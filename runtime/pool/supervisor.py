@@ -28,7 +28,7 @@ import httpx
 import psutil
 
 from moorage.cluster.paths import read_json
-from moorage.runtime.pool.environment import plain_environment, ray_environment
+from moorage.runtime.pool.environment import plain_environment, ray_environment, serve_environment
 from moorage.runtime.pool.home import PoolHome, PoolRecord, ProcessId, find_home, read_pool, write_pool
 
 LOG = logging.getLogger("moorage.runtime.pool.supervisor")
@@ -73,7 +73,7 @@ def children_of(home: PoolHome, settings: dict[str, Any]) -> dict[str, Child]:
     # A cluster on loopback is joined under its own switch: without it Ray rewrites 127.0.0.1 to this host's
     # address.
     local = not address or address.startswith(("127.", "localhost:", "[::1]"))
-    with_ray = ray_environment(home, local=local, passed=passed)
+    with_ray = ray_environment(home, local=local, passed=passed) | serve_environment(home, settings)
     agent = ["--serve-port", settings["serve_port"], *(["--address", address] if address else [])]
     control = ["--port", settings["port"]]
     if home.teams_yaml.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from moorage.serve import haproxy
+from moorage.cluster import haproxy
 
 CONFIG = """\
 frontend prometheus
@@ -24,9 +24,9 @@ frontend open
 def test_every_open_bind_becomes_loopback_before_haproxy_starts(tmp_path: Path) -> None:
     variables = haproxy.environment(tmp_path / "ha", 9101, 8404)
     script, config = Path(variables["RAY_SERVE_HAPROXY_BINARY_PATH"]), tmp_path / "haproxy.cfg"
-    real = script.read_text().rsplit("exec ", 1)[1].split(' "$@"')[0].strip()
+    real = script.read_text().rsplit("exec $tied ", 1)[1].split(' "$@"')[0].strip()
     assert Path(real.strip("'")).is_file()
-    script.write_text(script.read_text().replace(f"exec {real}", "exec echo"))  # what it would have become
+    script.write_text(script.read_text().replace(real, "echo"))  # what it would have become
     config.write_text(CONFIG)
     done = subprocess.run(
         [script, "-db", "-f", config, "-sf", "7"], capture_output=True, text=True, check=True
