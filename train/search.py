@@ -30,7 +30,7 @@ class LeasedSearch(Searcher):
     """Hands out `configs` in order, as long as one of `slots` is free.
 
     Invariants: a slot is held by at most one running trial; `_next` configurations have been handed out.
-    The state is plain JSON, so a sweep resumes without unpickling it.
+    `save` and `restore` are what Tune asks of a searcher; the state is plain JSON.
     """
 
     def __init__(self, configs: list[dict[str, Any]], slots: int) -> None:

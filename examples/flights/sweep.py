@@ -4,7 +4,7 @@
         -- python sweep.py --space wide --trials 6
 
 As many trials run at a time as the lease has workers, each on a device of the lease. The best model is left in
-$MOORAGE_DATA/runs/<job>/best, the worst in .../worst. The job's next attempt goes on where this one was.
+$MOORAGE_DATA/runs/<job>/best, the worst in .../worst. The job's next attempt begins the sweep again.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def main() -> None:
 
 
 def search(args: argparse.Namespace, fixed: dict[str, Any], data: Path, job: str) -> Any:
-    """Run, or go on with, the sweep of this job. Returns Tune's ResultGrid."""
+    """Run the sweep of this attempt. Returns Tune's ResultGrid.
+
+    Not `Tuner.restore`: it unpickles a file from a folder that every team can write, and it would place trials
+    where the last attempt's lease was.
+    """
     import ray
     from flights_trial import trial
     from ray import tune
@@ -101,7 +105,8 @@ def search(args: argparse.Namespace, fixed: dict[str, Any], data: Path, job: str
     runnable = tune.with_resources(tune.with_parameters(trial, fixed=fixed), tune_resources())
     tracker = TrackTrials(Registry.open(data), experiment="flights", on_end=progress)
     callbacks = [tracker, JsonLoggerCallback()]  # Tune reads each trial's results back from its JSON log
-    config = tune.RunConfig(name=job, storage_path=str(storage), callbacks=callbacks, verbose=0)
+    name = f"{job}-{os.environ.get('MOORAGE_ATTEMPT', '1')}-{time.time_ns()}"
+    config = tune.RunConfig(name=name, storage_path=str(storage), callbacks=callbacks, verbose=0)
     configs = sample_configs(space(args.space), args.trials, args.seed)
     asha = ASHAScheduler(time_attr="rung", max_t=args.rungs, grace_period=1, reduction_factor=2)
     settings = tune_config(
@@ -112,12 +117,7 @@ def search(args: argparse.Namespace, fixed: dict[str, Any], data: Path, job: str
         reuse_actors=True,
         trial_dirname_creator=lambda t: f"trial-{t.config['trial_index']:03d}",
     )
-    if tune.Tuner.can_restore(str(storage / job)):
-        say("resumed", job=job)
-        tuner = tune.Tuner.restore(str(storage / job), trainable=runnable, resume_errored=True)
-    else:
-        tuner = tune.Tuner(runnable, tune_config=settings, run_config=config)
-    return tuner.fit()
+    return tune.Tuner(runnable, tune_config=settings, run_config=config).fit()
 
 
 def progress(index: int, result: dict[str, Any], error: bool) -> None:

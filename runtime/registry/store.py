@@ -297,7 +297,10 @@ class Registry:
         return self.version(name, version)
 
     def rollback(self, name: str, reason: str = "") -> Version:
-        """Give `champion` back to `previous`. Raises Conflict when there is none."""
+        """Give `champion` back to `previous`. Raises Conflict when there is none.
+
+        The gate's decision on the version that loses the alias is void: it must pass again to come back.
+        """
         with self._lock("registry"):
             aliases = self.aliases(name)
             previous, champion = aliases.get(PREVIOUS), aliases.get(CHAMPION)
@@ -307,7 +310,11 @@ class Registry:
             self.client.set_registered_model_alias(name, CHAMPION, str(previous))
             self.client.delete_registered_model_alias(name, PREVIOUS)
             if champion is not None:
-                self._tag(name, champion, "rolled_back", json.dumps({"at": self._clock(), "reason": reason}))
+                void = {"at": self._clock(), "reason": reason, "gate": self.version(name, champion).gate}
+                self._tag(name, champion, "rolled_back", json.dumps(void))
+                self._tag(name, champion, "gate.passed", "void")
+                if void["gate"] is not None:
+                    self.client.delete_model_version_tag(name, str(champion), _TAG + "gate")
         return self.version(name, previous)
 
     def resolve(self, uri: str) -> Resolved:
@@ -349,7 +356,11 @@ def _check_name(name: str) -> None:
 def _check_gate(candidate: Version, champion: int | None) -> None:
     label = f"version {candidate.version} of {candidate.name}"
     if candidate.gate is None:
-        raise Conflict(f"{label} has not passed the gate", why="it was never decided", code="gate-missing")
+        raise Conflict(
+            f"{label} has not passed the gate",
+            why="never decided, or void since a rollback",
+            code="gate-missing",
+        )
     if not candidate.gate["passed"]:
         failed = "; ".join(c["reason"] for c in candidate.gate["checks"] if not c["passed"])
         raise Conflict(f"the gate refused {label}", why=failed, code="gate-refused")

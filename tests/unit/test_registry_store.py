@@ -102,6 +102,11 @@ def test_promotion_keeps_the_previous_and_rollback_returns_to_it(
     with pytest.raises(Conflict) as none:
         registry.rollback(name)
     assert none.value.code == "no-previous"
+    with pytest.raises(Conflict) as void:  # what failed in production does not return on its old decision
+        registry.promote(name, second)
+    assert void.value.code == "gate-missing"
+    assert registry.gate(name, second, holdout(BETTER)).passed
+    assert registry.promote(name, second).version == second
 
 
 def test_a_decision_against_yesterdays_champion_is_stale(
