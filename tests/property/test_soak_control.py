@@ -279,7 +279,7 @@ def server(request: pytest.FixtureRequest) -> Server | None:
 
 
 def test_a_life_slice(tmp_path: Path, server: Server | None) -> None:
-    done = live(tmp_path, server, wanted=100, seconds=12, seed=1)
+    done = live(tmp_path, server, wanted=100, seconds=90, seed=1)
     assert done["SUCCEEDED"] and done["FAILED"] and done["STOPPED"] and done["killed"] and done["node lost"]
 
 
