@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from moorage.runtime.control.api import Caller, Control
+from moorage.runtime.control.api import Caller, Control, EndpointView
+from moorage.runtime.frontdoor.cache import ADDRESS_S, Remembered, mark
 from moorage.runtime.frontdoor.settings import Settings
 from moorage.runtime.frontdoor.spool import Spool
 from moorage.runtime.frontdoor.upstream import Upstream
@@ -37,10 +39,49 @@ class Context:
     waits: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WAIT_THREADS, "lease-wait"))
     log_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     followers: set[asyncio.BaseTransport] = field(default_factory=set)
+    callers: Remembered[bytes, Caller] = field(init=False)
+    endpoints: Remembered[str, EndpointView] = field(init=False)
+    addresses: Remembered[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        keep_s = self.settings.endpoint_cache_s
+        self.callers, self.endpoints = Remembered(keep_s), Remembered(keep_s)
+        self.addresses = Remembered(min(keep_s, ADDRESS_S))
 
     async def call(self, function: Callable[..., T], *args: Any, **named: Any) -> T:
         """Run a synchronous control-plane call on a worker thread: the loop never waits for the database."""
         return await asyncio.get_running_loop().run_in_executor(self.calls, partial(function, *args, **named))
+
+    async def endpoint_caller(self, token: str) -> Caller:
+        """Who asks an endpoint: as `control.authenticate`, up to `endpoint_cache_s` old."""
+        key, asked_at = mark(token), time.monotonic()
+        found = self.callers.get(key)
+        if found is None:
+            found = await self.call(self.control.authenticate, token)
+            self.callers.put(key, found, asked_at)
+        return found
+
+    async def endpoint(self, name: str) -> EndpointView:
+        """As `control.endpoint`, up to `endpoint_cache_s` old."""
+        asked_at = time.monotonic()
+        found = self.endpoints.get(name)
+        if found is None:
+            found = await self.call(self.control.endpoint, name)
+            if found.live:
+                self.endpoints.put(name, found, asked_at)
+        return found
+
+    def forget(self) -> None:
+        """After a change that came through this front door: what is remembered may be wrong now."""
+        self.callers.clear()
+        self.endpoints.clear()
+
+    def serve_address(self) -> str | None:
+        """Serve's base URL, up to a second old."""
+        found = self.addresses.get("serve") or self.settings.address("serve")
+        if found is not None and self.addresses.get("serve") is None:
+            self.addresses.put("serve", found)
+        return found
 
     async def wait(self, function: Callable[..., T], *args: Any) -> T:
         """Same, for calls that block until something is granted; they have threads of their own."""

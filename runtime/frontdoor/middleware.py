@@ -148,7 +148,10 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
                 "No token was sent",
                 todo="set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN=<your team's token>, or send Authorization: Bearer",
             )
-        set_caller(request, await ours.call(ours.control.authenticate, token))
+        if request.path.startswith("/endpoints/"):
+            set_caller(request, await ours.endpoint_caller(token))
+        else:
+            set_caller(request, await ours.call(ours.control.authenticate, token))
     except Unauthenticated as error:
         response = problem_response(error)
         if request.path.startswith("/endpoints/"):

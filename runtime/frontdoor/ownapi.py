@@ -231,6 +231,7 @@ async def publish(request: web.Request) -> web.Response:
     view = await ours.call(
         ours.control.publish_endpoint, caller(request), asked.name, asked.app, asked.route, asked.job_id
     )
+    ours.forget()
     return web.json_response(endpoint_json(view), status=201)
 
 

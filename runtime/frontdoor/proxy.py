@@ -8,6 +8,7 @@ because those two pages are rewritten to the public prefix.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
@@ -36,8 +37,13 @@ _NOT_RETURNED = _HOP | {"content-length", "content-encoding", "set-cookie", "ser
 _REWRITTEN = ("docs", "redoc", "openapi.json")
 _PAGE_LIMIT = 4 << 20
 _CHUNK = 64 * 1024
+_WHOLE = 256 * 1024
+"""Bodies of known length up to this pass in one piece: one write each instead of one per part."""
 _UNPACKED = frozenset(["gzip", "deflate", "br", "zstd"])
 """Encodings that aiohttp's server has already decoded when a handler reads the body."""
+
+
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=300)
 
 
 class EndpointBroke(MoorageError):
@@ -50,7 +56,7 @@ class EndpointBroke(MoorageError):
 async def proxy(request: web.Request) -> web.StreamResponse:
     """Forward to Serve. 404 for a name the caller may not use, 503 with Retry-After when it is not up."""
     ours, who = context(request), caller(request)
-    view = await ours.call(ours.control.endpoint, request.match_info["name"])
+    view = await ours.endpoint(request.match_info["name"])
     if not who.may_see(view.team):
         raise NotFound(f"No endpoint {view.name!r}")
     if not view.live:
@@ -84,12 +90,12 @@ def _target(base: str, view: EndpointView, request: web.Request) -> URL:
 
 
 def _request_headers(request: web.Request, view: EndpointView) -> CIMultiDict[str]:
-    named = {word.strip().lower() for word in request.headers.get("Connection", "").split(",")}
+    named = request.headers.get("Connection", "")
+    dropped = _NOT_FORWARDED | {word.strip().lower() for word in named.split(",")} if named else _NOT_FORWARDED
     headers = CIMultiDict(
         (name, value)
         for name, value in request.headers.items()
-        if name.lower() not in _NOT_FORWARDED | named
-        and not name.lower().startswith(("x-forwarded-", "x-moorage-"))
+        if (low := name.lower()) not in dropped and not low.startswith(("x-forwarded-", "x-moorage-"))
     )
     headers["X-Forwarded-Prefix"] = f"/endpoints/{view.name}"
     headers["X-Forwarded-Host"] = request.host
@@ -99,7 +105,7 @@ def _request_headers(request: web.Request, view: EndpointView) -> CIMultiDict[st
     return headers
 
 
-async def _bounded(request: web.Request, limit: int):  # type: ignore[no-untyped-def]
+async def _bounded(request: web.Request, limit: int) -> AsyncIterator[bytes]:
     seen = 0
     async for chunk in request.content.iter_chunked(_CHUNK):
         seen += len(chunk)
@@ -108,25 +114,47 @@ async def _bounded(request: web.Request, limit: int):  # type: ignore[no-untyped
         yield chunk
 
 
+async def _body(
+    ours: Context, request: web.Request, headers: CIMultiDict[str]
+) -> bytes | AsyncIterator[bytes] | None:
+    """What to send on, and its length and encoding in `headers`."""
+    if not request.can_read_body:
+        return None
+    length = request.content_length
+    if headers.get("Content-Encoding", "").lower() in _UNPACKED:
+        del headers["Content-Encoding"]  # the body is plain by now, and of another length
+    elif length is not None:
+        headers["Content-Length"] = str(length)
+        if length <= min(_WHOLE, ours.settings.max_endpoint_body):
+            return await request.content.read()
+    return _bounded(request, ours.settings.max_endpoint_body)
+
+
+def _small(answer: aiohttp.ClientResponse, method: str) -> bool:
+    """Whether the answer has a body whose length is known, and small, as it is."""
+    length = answer.content_length
+    return (
+        length is not None
+        and length <= _WHOLE
+        and method != "HEAD"
+        and answer.status >= 200
+        and answer.status not in (204, 304)
+        and "Content-Encoding" not in answer.headers
+    )
+
+
 async def _forward(ours: Context, request: web.Request, view: EndpointView) -> web.StreamResponse:
-    base = ours.settings.address("serve")
+    base = ours.serve_address()
     if base is None:
         raise _not_up(view, "Ray Serve is not running")
     headers = _request_headers(request, view)
-    data = None
-    if request.can_read_body:
-        data = _bounded(request, ours.settings.max_endpoint_body)
-        if headers.get("Content-Encoding", "").lower() in _UNPACKED:
-            del headers["Content-Encoding"]  # the body is plain by now, and of another length
-        elif request.content_length is not None:
-            headers["Content-Length"] = str(request.content_length)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=300)
-    async with ours.upstream.session.request(
+    data = await _body(ours, request, headers)
+    async with ours.upstream.serve.request(
         request.method,
         _target(base, view, request),
         headers=headers,
         data=data,
-        timeout=timeout,
+        timeout=_TIMEOUT,
         allow_redirects=False,
     ) as answer:
         kept = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in _NOT_RETURNED)
@@ -138,9 +166,11 @@ async def _forward(ours: Context, request: web.Request, view: EndpointView) -> w
         ):
             page = await answer.content.read(_PAGE_LIMIT)
             return web.Response(body=_rewrite(page, view, answer.content_type), headers=kept)
-        response = web.StreamResponse(status=answer.status, headers=kept)
         if answer.status == 503:
-            response.headers.setdefault("Retry-After", "2")
+            kept.setdefault("Retry-After", "2")
+        if _small(answer, request.method):
+            return web.Response(status=answer.status, headers=kept, body=await answer.read())
+        response = web.StreamResponse(status=answer.status, headers=kept)
         if answer.content_length is not None and "Content-Encoding" not in answer.headers:
             response.content_length = answer.content_length
         await response.prepare(request)

@@ -54,12 +54,14 @@ async def listing(request: web.Request) -> web.Response:
 async def stop(request: web.Request) -> web.Response:
     ours = context(request)
     stopped = await ours.call(ours.control.stop, caller(request), request.match_info["job_id"])
+    ours.forget()
     return web.json_response({"stopped": stopped})
 
 
 async def delete(request: web.Request) -> web.Response:
     ours = context(request)
     deleted = await ours.call(ours.control.delete, caller(request), request.match_info["job_id"])
+    ours.forget()
     return web.json_response({"deleted": deleted})
 
 

@@ -40,6 +40,8 @@ class Settings:
     package_keep_s: float = 24 * 3600.0
     poll_s: float = 0.5
     max_lease_wait_s: float = 3600.0
+    endpoint_cache_s: float = 2.0
+    """How long the proxy believes a token's caller and an endpoint's address (`cache.py`); 0: not at all."""
     ray_version: str = field(default_factory=installed_ray_version)
     dashboard: str | None = None
     serve: str | None = None

@@ -41,20 +41,35 @@ class Upstream:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
+        self._serve: aiohttp.ClientSession | None = None
         self._version: dict[str, str] | None = None
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession(auto_decompress=True)
+        self._serve = aiohttp.ClientSession(
+            # No limit: the callers' own connections are it. Idle ones go before Ray's proxies close them (5 s).
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+            cookie_jar=aiohttp.DummyCookieJar(),  # a cookie of one caller's must not be sent for another
+            skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
+        )
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._serve):
+            if session is not None:
+                await session.close()
 
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("Upstream.start() was not awaited")
         return self._session
+
+    @property
+    def serve(self) -> aiohttp.ClientSession:
+        """Connections to Ray Serve, kept open and shared by all callers."""
+        if self._serve is None:
+            raise RuntimeError("Upstream.start() was not awaited")
+        return self._serve
 
     def _headers(self) -> dict[str, str]:
         token = self._settings.ray_token()
