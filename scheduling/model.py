@@ -232,8 +232,8 @@ _SENTENCES: dict[ReasonCode, str] = {
         "(device share, device memory, CPU or memory per node); starts when {holders} ends"
     ),
     ReasonCode.NO_DEVICE: (
-        "no node that is up can ever hold its tasks ({asked}{model} GPUs asked); "
-        "starts when such a node joins the pool"
+        "the nodes that are up could not hold its tasks even idle ({asked}{model} GPUs asked); "
+        "starts when a node that can joins or comes back"
     ),
     ReasonCode.BEHIND: "waits behind {first}, which has waited longest and needs the room that is free",
 }

@@ -176,9 +176,14 @@ def _check_environment(environment: Mapping[str, Any]) -> None:
 
 
 def check_feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> None:
-    """Refuse at once what even an idle pool and the team's limit could not hold. Needs a known, non-empty pool."""
+    """Refuse at once what even an idle pool and the team's limit could not hold. Needs a known, non-empty pool.
+
+    A node that is down counts: it may come back, and a large gang must not be refused because one reboots.
+    """
     if not ledger.node_names:
         return
+    ledger = ledger.copy()
+    ledger.up[:] = True
     reason = feasible(ledger, request, rule)
     if reason is None:
         return

@@ -307,6 +307,19 @@ def test_a_limit_of_all_models_refuses_what_the_limit_of_one_would_allow(tmp_pat
             assert refused.value.extra["allowed_milli_gpu"] == allowed
 
 
+def test_a_large_gang_waits_for_a_node_that_is_away(tmp_path: Path) -> None:
+    """S3, S8: what fits the pool with its lost node back is queued with that reason, not refused."""
+    with world(tmp_path) as w:
+        w.backend.down.add("node-1")
+        w.run(1)
+        gang = w.submit("ops", workers=6, seconds="60")
+        w.run(1)
+        assert w.states(gang) == ["PENDING"] and "comes back" in w.job(gang).message
+        w.backend.down.clear()
+        w.run(2)
+        assert w.states(gang) == ["RUNNING"]
+
+
 def test_a_node_that_comes_back_smaller_gets_nothing_new_until_its_leases_end(tmp_path: Path) -> None:
     """G6: neither the rounds meanwhile nor a restart stumble over leases that its new figures do not hold."""
     with world(tmp_path) as w:
