@@ -37,6 +37,12 @@ def test_every_open_bind_becomes_loopback_before_haproxy_starts(tmp_path: Path) 
     assert "server node-1 127.0.0.1:30000 check" in config.read_text()
 
 
+def test_a_home_whose_socket_the_kernel_could_not_name_is_refused() -> None:
+    """Ray adds the node id (56 characters) to the path, HAProxy its pid: 107 bytes are not many."""
+    assert haproxy.available(Path("/home/" + "u" * 20 + "/ha"))
+    assert not haproxy.available(Path("/home/" + "u" * 30 + "/ha"))
+
+
 def test_haproxy_itself_accepts_the_script(tmp_path: Path) -> None:
     script = haproxy.environment(tmp_path / "ha", 9101, 8404)["RAY_SERVE_HAPROXY_BINARY_PATH"]
     assert (
