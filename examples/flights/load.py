@@ -57,8 +57,9 @@ async def send(
                 if answer.status != 200:
                     outcome.failures[f"HTTP {answer.status}"] += 1
                     return
-            outcome.latencies.append(time.perf_counter() - began)
+            took = time.perf_counter() - began
             outcome.answers[place] = json.loads(body)
+            outcome.latencies.append(took)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             outcome.failures[type(error).__name__] += 1
 
@@ -143,13 +144,14 @@ def quantiles(latencies: Sequence[float]) -> dict[str, float]:
 
 
 def summary(outcome: Outcome, concurrency: int) -> dict[str, Any]:
+    answered, errors = sum(answer is not None for answer in outcome.answers), outcome.failures.total()
     return {
-        "sent": len(outcome.answers),
-        "ok": len(outcome.latencies),
-        "errors": outcome.failures.total(),
+        "sent": answered + errors,
+        "ok": answered,
+        "errors": errors,
         "failures": dict(outcome.failures),
         "seconds": round(outcome.seconds, 3),
-        "requests_per_s": round(len(outcome.latencies) / outcome.seconds, 1),
+        "requests_per_s": round(answered / outcome.seconds, 1),
         "concurrency": concurrency,
         "latency_ms": quantiles(outcome.latencies),
     }
