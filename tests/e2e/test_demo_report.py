@@ -1,14 +1,14 @@
-"""The pieces of the demo's report: geometry of the timeline, distribution shift, the page, the runner's own checks.
+"""The pieces of the demo's report: geometry of the timeline, distribution shift, the page.
 
 Mission rows: L2 (pictures beside the numbers), L5 (GPU-seconds per team and job), D6 (shift), S2 and S8 (who waits and
-why, in the page). No Ray and no pool here; the whole demo is `make demo`.
+why, in the page). No Ray and no pool here; the demo's own checks have
+tests/unit/test_demo_checks.py, the whole demo is `make demo`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -294,6 +294,7 @@ def facts(name: str = "flights-train") -> dict[str, Any]:
             "killed": {"rank": 1, "step": 5, "at": 105.0},
             "resumed_from": 4,
             "repeated_steps": 1,
+            "missing_steps": 0,
             "seconds_until_back": 8.1,
             "trace": {"0": [{"step": s, "time": 100.0 + s, "pid": 7, "loss": 0.5} for s in range(10)]},
         },
@@ -337,6 +338,12 @@ def facts(name: str = "flights-train") -> dict[str, Any]:
         },
         "evaluation": {
             "metrics": metrics,
+            "against_boosting": {
+                "auc": {"difference": 0.0011, "low": -0.0002, "high": 0.0024},
+                "log_loss": {"difference": -0.002, "low": -0.003, "high": -0.001},
+                "groups": 61,
+                "resamples": 500,
+            },
             "test_months": months[1:],
             "test_rows": 20,
             "train_rows": 30,
@@ -389,6 +396,9 @@ def test_the_demo_page_shows_every_section_and_escapes_what_jobs_said() -> None:
         "death of a worker",
         "the gate on July",
         "2,000 requests",
+        "none was lost",
+        "ROC-AUC equal within noise",
+        "log-loss better",
     )
     assert all(part in text for part in (*wanted, "$0.0018", "weather_temp", "All 1 checks held")), text[:500]
 
@@ -408,96 +418,6 @@ def test_a_run_cut_short_still_has_a_page(missing: str) -> None:
     assert "stopped in train" in built.verdict
     assert Page(render(built)).open == []
     assert page.headlines(found)
-
-
-def test_leases_become_holdings_with_shares_and_ends() -> None:
-    """L5: two devices of one worker, half a device, and a lease that is still held."""
-    from demo_steps import ledger
-
-    def granted(lease: str, job: str, at: int, *tasks: tuple[list[int], int]) -> dict[str, Any]:
-        parts = [{"node": "n", "devices": devices, "milli_gpu": milli} for devices, milli in tasks]
-        return {
-            "kind": "lease.granted",
-            "lease_id": lease,
-            "job_id": job,
-            "team": "ops",
-            "wall_ns": at,
-            "payload": {"tasks": parts},
-        }
-
-    events = [
-        granted("a", "two", 1_000_000_000, ([0, 1], 2000), ([], 0)),
-        granted("b", "half", 2_000_000_000, ([2], 500)),
-        {
-            "kind": "lease.released",
-            "lease_id": "a",
-            "job_id": "two",
-            "team": "ops",
-            "wall_ns": 4_000_000_000,
-            "payload": {},
-        },
-    ]
-    found = ledger.holdings(events, 0, 6_000_000_000)
-    assert [(h.job, h.device, h.milli_gpu, h.start_s, h.end_s) for h in found] == [
-        ("two", 0, 1000, 1.0, 4.0),
-        ("two", 1, 1000, 1.0, 4.0),
-        ("half", 2, 500, 2.0, 6.0),
-    ]
-    assert timeline.device_seconds(found) == 3 + 3 + 2
-
-
-# --- the runner
-
-
-def test_a_run_without_checks_or_with_a_failed_one_has_not_held() -> None:
-    from demo_steps.checks import Checks
-
-    checks = Checks()
-    assert not checks.all_held
-    checks.expect("s", "one", True, 1, "1")
-    assert checks.all_held
-    checks.expect("s", "two", False, 2, "1")
-    assert not checks.all_held and [c.name for c in checks.failed] == ["two"]
-
-
-def test_a_long_home_is_moved_where_sockets_can_live(tmp_path: Path) -> None:
-    from demo_steps.pool import LONGEST_SOCKET_PATH, SOCKET_NAME, choose_home
-
-    assert choose_home(tmp_path / "h") == tmp_path / "h"
-    moved = choose_home(tmp_path / ("x" * 120))
-    assert len(os.fsencode(moved / SOCKET_NAME)) <= LONGEST_SOCKET_PATH
-
-
-def test_a_folder_of_somebody_else_is_not_cleared(tmp_path: Path) -> None:
-    """The demo's home is removed at each start: only what the demo made may go."""
-    from demo_steps.checks import StepFailed
-    from demo_steps.pool import Pool
-
-    (tmp_path / "logs").mkdir()
-    precious = tmp_path / "home" / "thesis.tex"
-    precious.parent.mkdir()
-    precious.write_text("years of work")
-    with pytest.raises(StepFailed, match="was not made by the demo"):
-        Pool(tmp_path / "home", tmp_path / "logs").clear()
-    assert precious.read_text() == "years of work"
-
-
-def test_steps_that_were_never_logged_are_counted() -> None:
-    """T2: a resume that skips steps must not pass as whole."""
-    from demo_steps.training import gap, thin
-
-    lines = [{"step": s, "pid": 1 if s < 4 else 2, "time": float(s), "loss": 0.5} for s in (1, 2, 3, 3, 4, 6)]
-    assert gap(lines, 6) == 1
-    assert gap(lines, 4) == 0
-    kept = thin(lines, most=1)
-    assert [(k["pid"], k["step"]) for k in kept] == [(1, 1), (1, 3), (2, 4), (2, 6)]
-
-
-def test_a_job_event_becomes_one_short_line() -> None:
-    from demo_steps.jobs import told
-
-    assert told({"event": "step", "step": 120, "of": 984, "loss": 0.43}) == "step 120 of 984, loss 0.43"
-    assert len(told({"event": "x", "path": "y" * 500})) < 80
 
 
 def test_the_report_files_agree() -> None:

@@ -12,6 +12,8 @@ from demo_steps.run import OPS, PATIENCE_S, Run
 STEP = "evaluate"
 CHAMPION, BOOSTING, MAJORITY = "champion", "histogram gradient boosting", "majority"
 SAME = 1e-9
+DAYS = 31 + 30 + 31 + 30 + 31
+"""August to December."""
 
 
 def start(demo: Run) -> Submitted:
@@ -49,6 +51,7 @@ def finish(demo: Run, job: Submitted) -> None:
         f"{differs:.1e}",
         f"differ by less than {SAME:g}",
     )
+    check_pair(demo, result)
     tested, counted = result["test_rows"], demo.facts["features"]["rows"]["test"]
     expect(STEP, "every test row was scored", tested == counted, f"{tested:,}", f"{counted:,}")
     champion = demo.facts["registry"]["champion"]
@@ -63,4 +66,21 @@ def finish(demo: Run, job: Submitted) -> None:
     demo.facts["evaluation"] = result
     demo.screen.done(
         STEP, f"AUC {auc[CHAMPION]:.4f} (boosting {auc[BOOSTING]:.4f}), log-loss {loss[CHAMPION]:.4f}"
+    )
+
+
+def check_pair(demo: Run, result: dict[str, Any]) -> None:
+    """The paired difference is that of the table, over every day, with an interval around it."""
+    pair, metrics = result["against_boosting"], result["metrics"]
+    off = max(
+        abs(pair[key]["difference"] - (metrics[CHAMPION]["all"][key] - metrics[BOOSTING]["all"][key]))
+        for key in ("auc", "log_loss")
+    )
+    spans = all(pair[key]["low"] < pair[key]["high"] for key in ("auc", "log_loss"))
+    demo.checks.expect(
+        STEP,
+        "compared with boosting day by day",
+        off < SAME and spans and pair["groups"] == DAYS,
+        f"{pair['groups']} days, {off:.1e} from the table",
+        f"{DAYS} days, the table's differences, with 95% intervals",
     )

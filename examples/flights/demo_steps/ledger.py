@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from demo_steps.run import Run
+from demo_steps.serving import JOB as SERVED
 from moorage.runtime.telemetry.timeline import Holding, Mark, Wait, device_seconds
 
 STEP = "report"
@@ -43,21 +45,9 @@ def collect(demo: Run, now_ns: int) -> None:
     )
     origin = int(demo.began * SECOND)
     held = holdings(events, origin, now_ns)
-    expect = demo.checks.expect
     drawn = device_seconds(held)
-    billed = sum(job["gpu_seconds"] for job in bill_of(bill))
-    # a lease that is still held when the bill is asked for has grown a little since
-    tolerance = 0.5 + 0.001 * billed
-    expect(
-        STEP,
-        "billed equals leased",
-        abs(drawn - billed) <= tolerance,
-        f"{billed:.1f} and {drawn:.1f} GPU-seconds",
-        "the same",
-    )
-    twice = [e for e in events if e["kind"] == "lease.released"]
-    once = len({e["lease_id"] for e in twice}) == len(twice)
-    expect(STEP, "each lease was released once", once, f"{len(twice)} releases", "one per lease")
+    check_bill(demo, drawn, sum(job["gpu_seconds"] for job in bill_of(bill)))
+    check_releases(demo, events)
     demo.facts["timeline"] = {
         "devices": devices_of(status),
         "holdings": [
@@ -80,6 +70,45 @@ def collect(demo: Run, now_ns: int) -> None:
         "teams": bill.get("teams"),
         "drawn_gpu_seconds": round(drawn, 3),
     }
+
+
+def check_bill(demo: Run, drawn: float, billed: float) -> None:
+    # a lease that is still held when the bill is asked for has grown a little since
+    tolerance = 0.5 + 0.001 * billed
+    demo.checks.expect(
+        STEP,
+        "billed equals leased",
+        billed > 0 and abs(drawn - billed) <= tolerance,
+        f"{billed:.1f} and {drawn:.1f} GPU-seconds",
+        "the same, and not nothing",
+    )
+
+
+def check_releases(demo: Run, events: list[dict[str, Any]]) -> None:
+    """Every lease that was granted has ended exactly once, and nothing else has; `--keep` leaves the endpoint's."""
+    granted = Counter(e["lease_id"] for e in events if e["kind"] == "lease.granted")
+    released = Counter(e["lease_id"] for e in events if e["kind"] == "lease.released")
+    kept = {
+        e["lease_id"] for e in events if demo.keep and e["kind"] == "lease.granted" and e["job_id"] == SERVED
+    }
+    open_ = sorted(set(granted) - set(released) - kept)
+    odd = sorted((set(released) - set(granted)) | {lease for lease, count in released.items() if count > 1})
+    twice = sorted(lease for lease, count in granted.items() if count > 1)
+    expected = len(granted) - len(kept - set(released))
+    measured = f"{released.total()} releases of {len(granted)} leases"
+    for what, leases in (
+        ("never released", open_),
+        ("released twice or unknown", odd),
+        ("granted twice", twice),
+    ):
+        measured += f"; {what}: {', '.join(map(str, leases))}" if leases else ""
+    demo.checks.expect(
+        STEP,
+        "each lease was released once",
+        bool(granted) and not (open_ or odd or twice),
+        measured,
+        f"{expected}, the ids that were granted",
+    )
 
 
 def devices_of(status: dict[str, Any]) -> list[tuple[str, int]]:

@@ -71,7 +71,7 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
                 f"the second sweep waited {found['queue']['waited_s']:.1f} s: {found['queue']['message']}",
             )
         )
-    if "train" in found:
+    if "train" in found and found["train"]["resumed_from"] is not None:
         train = found["train"]
         lines.append(
             (
@@ -108,6 +108,7 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
         for name in (CHAMPION, BOOSTING, MAJORITY):
             of = metrics[name]["all"]
             lines.append((f"test, {name}", f"ROC-AUC {of['auc']:.4f}, log-loss {of['log_loss']:.4f}"))
+        lines.append(("test, against boosting", sections.verdict_of(found["evaluation"]["against_boosting"])))
     if "cost" in found:
         for team in found["cost"]["teams"]:
             lines.append(
@@ -132,7 +133,7 @@ def tiles(found: Facts) -> list[Tile]:
                 text=f"median of {found['requests']['sent']:,} requests; p99 {latency['p99']:.1f} ms",
             )
         )
-    if "train" in found:
+    if "train" in found and found["train"]["resumed_from"] is not None:
         made.append(
             Tile(
                 figure=f"{found['train']['seconds_until_back']:.1f} s",

@@ -115,9 +115,7 @@ def training(found: Facts) -> Section:
         title="Training survives the death of a worker",
         parts=[
             f"Two workers, one model. At step {killed['step']} of {made['steps']} the process of rank {killed['rank']} "
-            f"got a SIGKILL. {made['seconds_until_back']:.1f} s later a new one took the next step, from the "
-            f"checkpoint of step {made['resumed_from']}: {made['repeated_steps']} steps were done twice, "
-            f"none was lost.",
+            f"got a SIGKILL. {recovery(made)}",
             picture(
                 charts.progress,
                 curves,
@@ -126,6 +124,18 @@ def training(found: Facts) -> Section:
             ),
             *also,
         ],
+    )
+
+
+def recovery(made: Facts) -> str:
+    """What came after the kill, in the words that the step files allow."""
+    if made["resumed_from"] is None:
+        return "No other process went on."
+    missing = made["missing_steps"]
+    lost = "none was lost" if missing == 0 else f"{missing:,} were never logged"
+    return (
+        f"{made['seconds_until_back']:.1f} s later a new one took the next step, from the checkpoint of "
+        f"step {made['resumed_from']}: {made['repeated_steps']} steps were done twice, {lost}."
     )
 
 
@@ -214,7 +224,7 @@ def serving(found: Facts) -> Section:
 
 def quality(found: Facts) -> Section:
     made = found["evaluation"]
-    metrics, months = made["metrics"], made["test_months"]
+    metrics, months, pair = made["metrics"], made["test_months"], made["against_boosting"]
     models = (CHAMPION, BOOSTING, MAJORITY)
     roc = [Curve(name=n, **c, detail=f"AUC {metrics[n]['all']['auc']:.3f}") for n, c in made["roc"].items()]
     reliable = [Curve(name=n, x=c["x"], y=c["y"]) for n, c in made["calibration"].items()]
@@ -242,6 +252,9 @@ def quality(found: Facts) -> Section:
         title="How good it is, beside baselines in the same run",
         parts=[
             table,
+            f"The champion against {BOOSTING}: {verdict_of(pair)}. In brackets: 95% of {pair['resamples']:,} "
+            f"bootstrap draws of {pair['groups']} whole days, both models on the same flights; a difference whose "
+            "bracket holds 0 is noise.",
             Pair(
                 left=half(charts.roc, roc, caption="ROC curve, August to December."),
                 right=half(
@@ -256,6 +269,17 @@ def quality(found: Facts) -> Section:
             ),
         ],
     )
+
+
+def verdict_of(pair: Facts) -> str:
+    """The paired differences in words: better, worse, or equal within noise when the interval holds 0."""
+    told = []
+    for name, label, sign in (("auc", "ROC-AUC", 1), ("log_loss", "log-loss", -1)):
+        one = pair[name]
+        better = "better" if sign * one["difference"] > 0 else "worse"
+        word = "equal within noise" if one["low"] <= 0 <= one["high"] else better
+        told.append(f"{label} {word}: {one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]")
+    return "; ".join(told)
 
 
 def shifted(found: Facts) -> Section:

@@ -18,6 +18,7 @@ from demo_steps.checks import StepFailed
 from demo_steps.jobs import Submitted
 from demo_steps.run import OPS, PATIENCE_S, Run
 from moorage.runtime.pool.home import PoolHome, read_pool
+from moorage.train.checkpoint import CheckpointStore
 from moorage.train.steplog import read_steps
 
 STEP, DEEPSPEED_STEP = "train", "deepspeed"
@@ -26,6 +27,8 @@ GANG = {"workers": "2", "gpus_per_worker": "1", "cpus_per_worker": "1"}
 CHECKPOINT_EVERY = 50
 KILL_FROM, KILL_BEFORE = 0.35, 0.8
 """The part of the run in which the worker is killed."""
+CLEAR_AFTER, CLEAR_BEFORE = 8, 15
+"""Steps from a checkpoint to the kill and from the kill to the next one: none may be half written just then."""
 POLL_S = 0.1
 
 
@@ -64,14 +67,23 @@ def kill_midway(demo: Run, job: Submitted) -> dict[str, Any]:
         if total and len(lines) > 1:
             rank = max(lines)
             last = lines[rank][-1]
-            if last["step"] > max(KILL_FROM * total, CHECKPOINT_EVERY + 1):
+            clear = CLEAR_AFTER <= last["step"] % CHECKPOINT_EVERY <= CHECKPOINT_EVERY - CLEAR_BEFORE
+            if last["step"] > max(KILL_FROM * total, CHECKPOINT_EVERY) and clear:
                 worker = the_worker(demo, int(last["pid"]))
                 os.kill(worker.pid, signal.SIGKILL)
                 at = time.time()
+                sealed = CheckpointStore(demo.pool.data / "checkpoints" / job.job_id).steps()
                 demo.screen.say(
                     STEP, f"worker {rank} (process {worker.pid}) killed at step {last['step']} of {total}"
                 )
-                return {"rank": rank, "pid": worker.pid, "at": at, "step": last["step"], "total": total}
+                return {
+                    "rank": rank,
+                    "pid": worker.pid,
+                    "at": at,
+                    "step": last["step"],
+                    "total": total,
+                    "checkpoint": max(sealed, default=0),
+                }
         time.sleep(POLL_S)
     raise job.failure("never reached the middle: no worker was killed")
 
@@ -102,6 +114,7 @@ def check(demo: Run, job: Submitted, killed: dict[str, Any]) -> None:
     dead = [line for line in mine if line["pid"] == killed["pid"]]
     after = [line for line in mine if line["pid"] != killed["pid"] and line["time"] > killed["at"]]
     resumed_at = after[0]["start"] if after else None
+    starts = {rank: since(of_rank, killed["at"]) for rank, of_rank in lines.items()}
     expect = demo.checks.expect
     last_step = dead[-1]["step"]
     expect(
@@ -118,20 +131,27 @@ def check(demo: Run, job: Submitted, killed: dict[str, Any]) -> None:
         f"{killed['pid']} -> {after[0]['pid'] if after else 'nobody'}",
         "a new process id",
     )
+    # a step is logged only after the checkpoint before it was written: the lines say which one was the last
+    last_checkpoint = (last_step - 1) // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+    expect(
+        STEP,
+        "the last checkpoint is known",
+        killed["checkpoint"] == last_checkpoint > 0,
+        f"step {killed['checkpoint']} was the newest in the store at the kill",
+        f"step {last_checkpoint}: every {CHECKPOINT_EVERY}, the dead worker had logged {last_step}",
+    )
     expect(
         STEP,
         "resumed from the last checkpoint",
-        resumed_at is not None
-        and 0 < resumed_at <= last_step
-        and resumed_at > last_step - 2 * CHECKPOINT_EVERY,
-        f"from step {resumed_at}, killed at {last_step}",
-        f"a checkpoint (every {CHECKPOINT_EVERY}) at or before the kill, not the start",
+        len(starts) > 1 and set(starts.values()) == {(killed["checkpoint"], killed["checkpoint"] + 1)},
+        ", ".join(f"rank {rank}: {told_start(start)}" for rank, start in sorted(starts.items())),
+        f"each rank from step {killed['checkpoint']}, with step {killed['checkpoint'] + 1} next",
     )
     finals = {rank: of_rank[-1]["step"] for rank, of_rank in lines.items()}
     expect(STEP, "same final step count", set(finals.values()) == {total}, finals, f"{total} on each rank")
     gaps = {rank: gap(of_rank, total) for rank, of_rank in lines.items()}
     expect(STEP, "no step is missing", not any(gaps.values()), gaps, f"each of 1..{total} logged")
-    repeated = len(dead) - (resumed_at or 0)
+    repeated = None if resumed_at is None else last_step - resumed_at
     back = after[0]["time"] - killed["at"] if after else float("nan")
     model = folder / "model" / "model.safetensors"
     expect(
@@ -148,10 +168,22 @@ def check(demo: Run, job: Submitted, killed: dict[str, Any]) -> None:
         "killed": {**killed, "step": last_step},
         "resumed_from": resumed_at,
         "repeated_steps": repeated,
+        "missing_steps": sum(gaps.values()),
         "seconds_until_back": round(back, 2),
         "final_loss": mine[-1]["loss"],
         "trace": {rank: thin(of_rank) for rank, of_rank in lines.items()},
     }
+
+
+def since(lines: list[dict[str, Any]], at: float) -> tuple[int, int] | None:
+    """(step resumed from, first step done) of the process that logged first after `at` and had not before."""
+    before = {line["pid"] for line in lines if line["time"] <= at}
+    new = next((line for line in lines if line["time"] > at and line["pid"] not in before), None)
+    return None if new is None else (new["start"], new["step"])
+
+
+def told_start(start: tuple[int, int] | None) -> str:
+    return "nobody went on" if start is None else f"from step {start[0]}, then {start[1]}"
 
 
 def gap(lines: list[dict[str, Any]], total: int) -> int:
