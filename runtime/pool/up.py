@@ -57,8 +57,8 @@ class PoolOptions:
     pass_env: tuple[str, ...] = ()
     ready_within_s: float = READY_WITHIN_S
     control: str = CONTROL
-    serve_proxy: str | None = None
-    """`haproxy`, `python` (Ray's default), or None: HAProxy where it is installed."""
+    serve_proxy: str = "python"
+    """`python` (Ray's default) or `haproxy`."""
 
 
 Progress = Callable[[str], None]
@@ -128,7 +128,7 @@ def _serve_proxy(home: PoolHome, options: PoolOptions) -> str:
             todo="leave the option out, or give --serve-proxy python",
             code="bad-option",
         )
-    return options.serve_proxy or "python"
+    return options.serve_proxy
 
 
 @contextlib.contextmanager
