@@ -8,14 +8,16 @@ because those two pages are rewritten to the public prefix.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from moorage.errors import MoorageError, NotFound, TooLarge, Unavailable
+from moorage.errors import InvalidRequest, MoorageError, NotFound, TooLarge, Unavailable
 from moorage.runtime.control.api import EndpointView
 from moorage.runtime.frontdoor.context import Context, caller, context
 
@@ -83,15 +85,25 @@ def _not_up(view: EndpointView, why: str) -> Unavailable:
 
 
 def _target(base: str, view: EndpointView, request: web.Request) -> URL:
-    """The raw (still encoded) path after the prefix is kept as it came."""
-    tail = request.rel_url.raw_path.removeprefix(f"/endpoints/{view.name}")
+    """The raw (still encoded) path after the endpoint's name is kept as it came, but for dot segments.
+
+    Whether `..` leaves the application depends on who normalises it on the way (RFC 3986, 5.2.4): refused here.
+    """
+    segments = request.rel_url.raw_path.split("/")[3:]
+    if any(part in (".", "..") for raw in segments for part in re.split(r"[/\\]", unquote(raw))):
+        raise InvalidRequest(
+            "the path has a '.' or '..' segment", todo="write the path out", code="dot-segment"
+        )
+    tail = "".join(f"/{raw}" for raw in segments)
     query = request.rel_url.raw_query_string
     return URL(base + view.route.rstrip("/") + (tail or "/") + (f"?{query}" if query else ""), encoded=True)
 
 
 def _request_headers(request: web.Request, view: EndpointView) -> CIMultiDict[str]:
     named = request.headers.get("Connection", "")
-    dropped = _NOT_FORWARDED | {word.strip().lower() for word in named.split(",")} if named else _NOT_FORWARDED
+    dropped = (
+        _NOT_FORWARDED | {word.strip().lower() for word in named.split(",")} if named else _NOT_FORWARDED
+    )
     headers = CIMultiDict(
         (name, value)
         for name, value in request.headers.items()

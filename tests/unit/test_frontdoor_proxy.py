@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from frontdoor_world import CALLERS, World, world
+from yarl import URL
 
 DOCS = "<html><script>url: '/flights/openapi.json', x: '/flights/docs/oauth2-redirect'</script></html>"
 
@@ -138,3 +139,15 @@ async def test_a_packed_body_arrives(tmp_path: Path) -> None:
             headers=door.as_("ops") | {"Content-Encoding": "gzip"},
         )
         assert answer.status == 200 and application.requests[0][3] == body
+
+
+@pytest.mark.parametrize(
+    "path", ["%2e%2e/secret", "a/%2E%2E/%2e%2e/secret", "..%2fsecret", "a/%2e/b", "..%5csecret"]
+)
+async def test_a_path_that_leaves_the_application_is_refused(tmp_path: Path, path: str) -> None:
+    """G1: a team's token opens its own application, whoever normalises the path behind the front door."""
+    async with served(tmp_path) as (door, application):
+        url = URL(str(door.client.make_url("/endpoints/flights/")) + path, encoded=True)
+        answer = await door.client.session.get(url, headers={"Authorization": "Bearer ops-token"})
+        assert (answer.status, (await answer.json())["code"]) == (400, "dot-segment")
+        assert application.requests == []
