@@ -286,6 +286,7 @@ def facts(name: str = "flights-train") -> dict[str, Any]:
             "rows": {"train": 8},
             "accounts": {"flights": {**account, "excluded": {"cancelled": 1}}},
             "features": 66,
+            "weather_found": 0.9977,
             "categoricals": {"dest": 101},
             "splits": {"train": "2013-01..2013-06"},
         },

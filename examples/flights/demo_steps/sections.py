@@ -81,7 +81,8 @@ def features(found: Facts) -> Section:
             ),
             f"Flights without an arrival have no label: {without}. Labelled rows by time: {split}. "
             f"{made['features']} numeric features and {len(made['categoricals'])} categorical ones; weather is "
-            "joined as of the scheduled departure, and what other flights did counts "
+            f"joined as of the scheduled departure ({made['weather_found']:.1%} of the rows found an observation), "
+            "and what other flights did counts "
             "only from the moment it was known.",
             f"Version {made['version']}, content {made['digest'][:16]}.",
         ],
@@ -254,7 +255,7 @@ def quality(found: Facts) -> Section:
             table,
             f"The champion against {BOOSTING}: {verdict_of(pair)}. In brackets: 95% of {pair['resamples']:,} "
             f"bootstrap draws of {pair['groups']} whole days, both models on the same flights; a difference whose "
-            "bracket holds 0 is noise.",
+            "bracket holds 0 cannot be told from noise.",
             Pair(
                 left=half(charts.roc, roc, caption="ROC curve, August to December."),
                 right=half(

@@ -144,7 +144,7 @@ def check(demo: Run, job: Submitted, killed: dict[str, Any]) -> None:
         STEP,
         "resumed from the last checkpoint",
         len(starts) > 1 and set(starts.values()) == {(killed["checkpoint"], killed["checkpoint"] + 1)},
-        ", ".join(f"rank {rank}: {told_start(start)}" for rank, start in sorted(starts.items())),
+        "; ".join(f"rank {rank}: {told_start(start)}" for rank, start in sorted(starts.items())),
         f"each rank from step {killed['checkpoint']}, with step {killed['checkpoint'] + 1} next",
     )
     finals = {rank: of_rank[-1]["step"] for rank, of_rank in lines.items()}
