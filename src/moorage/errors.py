@@ -26,8 +26,11 @@ class MoorageError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        parts = (self.what, self.why, self.todo)
-        return ". ".join(p.rstrip(".") for p in parts if p) + f" [{self.code}]"
+        first, *more = [p.rstrip(".") for p in (self.what, self.why, self.todo) if p] or [""]
+        text = first
+        for part in more:
+            text += (" " if text.endswith("?") else ". ") + _sentence(part)
+        return f"{text} [{self.code}]"
 
     def problem(self) -> dict[str, Any]:
         """The RFC 9457 problem document of this error."""
@@ -41,6 +44,13 @@ class MoorageError(Exception):
             **({"todo": self.todo} if self.todo else {}),
             **self.extra,
         }
+
+
+def _sentence(text: str) -> str:
+    """`text` begun with a capital, unless its first word is a name, a path, a command or a quotation."""
+    word = text.split(" ", 1)[0]
+    begins = word.isalpha() and word.islower() and word not in ("moorage", "ray")
+    return text[0].upper() + text[1:] if begins else text
 
 
 class InvalidRequest(MoorageError):

@@ -34,7 +34,7 @@ def test_a_tree_with_figures_per_model() -> None:
     [
         ("teams: [a", "line 1"),
         ("teams: {a: {}, a: {}}", "given twice"),
-        ("teams: {a: &x {}, b: *x}", "aliases"),
+        ("teams: {a: &x {}, b: *x}", "Aliases"),
         ("teams: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("[]", "mapping"),
         ("", "teams"),

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from moorage.cli import COMMANDS, cli, main
-from moorage.errors import InvalidRequest, TooLarge
+from moorage.errors import InvalidRequest, MoorageError, TooLarge
 from moorage.runtime.commands import jobfile, shared
 from moorage.runtime.commands import status as status_command
 
@@ -250,3 +250,25 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_spans(since: int | None, until: int | None, expected: str) -> None:
     assert shared.span(since, until) == expected
+
+
+def test_a_mistyped_command_is_told_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["statsu"])
+    assert ended.value.code == 2 and "Did you mean 'status'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "line"),
+    [
+        ("no pool", {"todo": "start one"}, "no pool. Start one [c]"),
+        (
+            "not valid",
+            {"why": "did you mean 'quota'?", "todo": "correct it"},
+            "not valid. Did you mean 'quota'? Correct it [c]",
+        ),
+        ("gone", {"why": "teams.ops: x", "todo": "moorage down"}, "gone. teams.ops: x. moorage down [c]"),
+    ],
+)
+def test_an_error_is_made_of_sentences(what: str, more: dict[str, str], line: str) -> None:
+    assert str(MoorageError(what, **more, code="c")) == line

@@ -136,7 +136,7 @@ async def test_a_lease_that_does_not_come_says_why(tmp_path: Path) -> None:
             return caught.value
 
         error = await asyncio.to_thread(job)
-        assert "team ops uses 4 of 4 GPUs" in str(error) and error.code == "lease-timeout"
+        assert "Team ops uses 4 of 4 GPUs" in str(error) and error.code == "lease-timeout"
 
 
 async def test_the_client_gives_back_the_servers_own_error(tmp_path: Path) -> None:
