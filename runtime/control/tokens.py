@@ -37,18 +37,19 @@ def job_token(secret: bytes, submission_id: str) -> str:
 
 
 def provision(db: Connection, now: Now, folder: Path, teams: Teams) -> None:
-    """One token file per team that submits, and one for the admin; what is gone from the file is revoked."""
+    """One token file per team that submits, and one for the admin. A team gone from teams.yaml is revoked, and its
+    file removed: `moorage up` would offer it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     wanted = {name: ("team", name, [name]) for name in teams.teams} | {ADMIN: (ADMIN, "", [])}
     for name, (kind, team, of) in wanted.items():
         token = _read_or_make(folder / f"{name}.token")
         put(db, now, name, kind, team, of, token)
-    known = db.execute(
-        select(principals.c.id).where(principals.c.kind != "job", principals.c.revoked_ns.is_(None))
-    )
-    for gone in [name for name in known.scalars() if name not in wanted]:
-        db.execute(update(principals).where(principals.c.id == gone).values(revoked_ns=now.wall_ns))
-        record(db, now, "principal.revoked", {"id": gone})
+    known = db.execute(select(principals.c.id, principals.c.revoked_ns).where(principals.c.kind != "job"))
+    for gone, revoked_ns in [(row.id, row.revoked_ns) for row in known if row.id not in wanted]:
+        (folder / f"{gone}.token").unlink(missing_ok=True)
+        if revoked_ns is None:
+            db.execute(update(principals).where(principals.c.id == gone).values(revoked_ns=now.wall_ns))
+            record(db, now, "principal.revoked", {"id": gone})
 
 
 def put(
@@ -95,7 +96,9 @@ def authenticate(db: Connection, bearer: str | None) -> Caller:
     ).one_or_none()
     if row is None:
         raise Unauthenticated(
-            "this token is not valid", why="nobody issued it, or it was revoked or its job ended"
+            "this token is not valid",
+            why="nobody issued it, or it was revoked or its job ended",
+            todo="use the token file that the pool's operator gave your team",
         )
     return Caller(
         principal=row.id, kind=row.kind, team=row.team, teams=frozenset(row.teams), job_id=row.job_id

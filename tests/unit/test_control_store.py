@@ -12,11 +12,13 @@ from alembic.migration import MigrationContext
 from control_world import world
 from sqlalchemy import create_mock_engine, select, text
 
+from moorage.configs.teams import parse_teams
 from moorage.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from moorage.runtime.control import states, tables
 from moorage.runtime.control.api import FINAL, Submission
 from moorage.runtime.control.clock import ManualClock
 from moorage.runtime.control.store import Store, sqlite_url
+from moorage.runtime.control.tokens import authenticate, provision
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
@@ -154,3 +156,24 @@ def test_delete_hides_a_final_job_and_keeps_its_record(tmp_path: Path) -> None:
         assert w.service.cost(ops)["total"]["milli_gpu_ns"] > 0
         with pytest.raises(Conflict):
             w.submit("ops", job="gone", seconds="1")
+
+
+def test_a_team_gone_from_the_file_has_no_token_any_more(tmp_path: Path) -> None:
+    """Its file goes too: `moorage up` offers the tokens it finds there."""
+    store, folder, clock = (
+        Store(sqlite_url(tmp_path / "c.db"), ManualClock()),
+        tmp_path / "tokens",
+        ManualClock(),
+    )
+
+    def provide(teams: str) -> None:
+        with store.write() as db:
+            provision(db, clock.now(), folder, parse_teams(teams))
+
+    provide("teams: {a: {}, b: {}}")
+    old = (folder / "a.token").read_text(encoding="utf-8")
+    provide("teams: {b: {}}")
+    assert sorted(path.stem for path in folder.glob("*.token")) == ["admin", "b"]
+    with store.read() as db, pytest.raises(Unauthenticated):
+        authenticate(db, old)
+    store.close()
