@@ -34,6 +34,7 @@ from moorage.runtime.pool.home import DEFAULT_PORT, PoolHome, PoolRecord, read_p
 from moorage.scheduling.model import MAX_DEVICES
 
 READY_WITHIN_S = 180.0
+CONNECT_WITHIN_S = 5.0
 POLL_S = 0.1
 KEPT_SESSIONS = 2
 CONTROL = "moorage.runtime.control"
@@ -73,6 +74,8 @@ def start_pool(home: PoolHome, options: PoolOptions, progress: Progress = lambda
     """
     _check_shape(options)
     _serve_proxy(home, options)
+    if options.address is not None:
+        _refuse_unreachable(options.address)
     home.make()
     with _only_one(home):
         _refuse_running(home)
@@ -116,6 +119,26 @@ def _check_shape(options: PoolOptions) -> None:
             todo="use letters, digits, '-', '_' and '.'",
             code="bad-option",
         )
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Told at once: Ray itself would go on trying until `up` gives up."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise InvalidRequest(
+            f"--address {address} is not HOST:PORT",
+            todo="give the address of the cluster's GCS, for example 10.0.0.1:6379",
+            code="bad-option",
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_WITHIN_S).close()
+    except OSError as error:
+        raise Unavailable(
+            f"nothing answers at --address {address}",
+            why=error.strerror or str(error),
+            todo="give HOST:PORT of the running cluster's GCS; `ray start --head` prints it",
+            code="cluster-not-reachable",
+        ) from error
 
 
 def _serve_proxy(home: PoolHome, options: PoolOptions) -> str:

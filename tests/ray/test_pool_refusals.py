@@ -59,6 +59,8 @@ def test_a_taken_port_is_refused_before_anything_starts(home) -> None:
         (("--logical-gpus", "-1"), "bad-option"),
         (("--logical-gpus", "63"), "bad-option"),
         (("--gpu-model", "a b"), "bad-option"),
+        (("--address", "10.0.0.1"), "bad-option"),
+        (("--address", "127.0.0.1:1"), "cluster-not-reachable"),
         (("--teams", "/nowhere/teams.yaml"), "config-unreadable"),
         (("--pool", "/nowhere/pool.yaml"), "config-unreadable"),
     ],
