@@ -112,7 +112,7 @@ class Client:
             raise Unavailable(
                 f"The front door at {self.url} cannot be reached",
                 why=str(error) or type(error).__name__,
-                todo="is the pool up? try: moorage status, moorage up",
+                todo="start the pool with `moorage up`, or correct MOORAGE_URL",
                 code="front-door-unreachable",
             ) from error
         if answer.is_error:
@@ -325,6 +325,11 @@ def _front_door(home: Path) -> str:
     return str(found) if "://" in str(found) else f"http://{found}"
 
 
+def _known_tokens(home: Path) -> str:
+    names = sorted(path.stem for path in (home / "tokens").glob("*.token"))
+    return f"set {TOKEN_VARIABLE}" + (f", or say one of: {', '.join(names)}" if names else "")
+
+
 def _token(home: Path, principal: str) -> str:
     try:
         return (home / "tokens" / f"{_segment(principal)}.token").read_text(encoding="utf-8").strip()
@@ -332,5 +337,5 @@ def _token(home: Path, principal: str) -> str:
         raise Unauthenticated(
             f"There is no token for {principal!r} that you can read",
             why=f"{home}/tokens/{principal}.token: {error.strerror}",
-            todo=f"set {TOKEN_VARIABLE}",
+            todo=_known_tokens(home),
         ) from error

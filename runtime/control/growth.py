@@ -37,7 +37,9 @@ def own_job(db: Connection, caller: Caller, job_id: str | None) -> JobRow:
         )
     row = records.job_row(db, wanted)
     if row is None or row.deleted_ns is not None or not caller.may_see(row.team):
-        raise NotFound(f"there is no job {wanted!r}", code="job-not-found")
+        raise NotFound(
+            f"there is no job {wanted!r}", todo="list yours with: moorage jobs", code="job-not-found"
+        )
     if caller.kind == "job" and caller.job_id != row.id:
         raise Forbidden("a job's token acts for that job only", code="job-forbidden")
     return row

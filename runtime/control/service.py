@@ -295,7 +295,9 @@ class Service:
     def _visible(db: Connection, caller: Caller, job_id: str) -> JobRow:
         row = records.job_row(db, job_id)
         if row is None or row.deleted_ns is not None or not caller.may_see(row.team):
-            raise NotFound(f"there is no job {job_id!r}", code="job-not-found")
+            raise NotFound(
+                f"there is no job {job_id!r}", todo="list yours with: moorage jobs", code="job-not-found"
+            )
         return row
 
     @staticmethod

@@ -115,7 +115,7 @@ class Catalogue:
             ),
             why=f"the catalogue {self.root} has "
             + (f"{versions[0].version}..{versions[-1].version}" if versions else "no such view"),
-            todo="moorage features list",
+            todo="see: moorage features list",
         )
 
     def by_fingerprint(self, view: str, fingerprint: str) -> DatasetVersion | None:

@@ -188,7 +188,9 @@ class Registry:
         try:
             found = self.client.get_model_version(name, str(version))
         except MlflowException as error:
-            raise NotFound(f"no version {version} of model {name!r}", todo="moorage models list") from error
+            raise NotFound(
+                f"no version {version} of model {name!r}", todo="see: moorage models list"
+            ) from error
         return self._view(found, self.aliases(name))
 
     def versions(self, name: str) -> list[Version]:
@@ -208,7 +210,7 @@ class Registry:
         try:
             model = self.client.get_registered_model(name)
         except MlflowException as error:
-            raise NotFound(f"no model {name!r}", todo="moorage models list") from error
+            raise NotFound(f"no model {name!r}", todo="see: moorage models list") from error
         return {str(alias): int(version) for alias, version in model.aliases.items()}
 
     def _view(self, found: Any, aliases: Mapping[str, int]) -> Version:
