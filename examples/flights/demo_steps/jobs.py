@@ -16,7 +16,7 @@ from demo_steps.pool import Pool, tool
 
 EXAMPLE = Path(__file__).resolve().parents[1]
 PREFIX = "@moorage "
-_NOISE = re.compile(r"^\s*$|WARNING|INFO|^-+$|Next steps|ray job |\x1b")
+_NOISE = re.compile(r"^\s*$|WARNING|INFO|SUCC|^Running entrypoint|^-+$|Next steps|ray job |\x1b")
 
 
 class Submitted:
