@@ -10,6 +10,7 @@ from typing import Any
 
 from demo_steps import page
 from demo_steps.checks import StepFailed
+from demo_steps.pool import tool
 from demo_steps.run import Run
 from moorage.runtime.telemetry.report import render
 
@@ -81,8 +82,15 @@ def summary(demo: Run, failure: StepFailed | None, report: dict[str, Path], kept
     say(f"figures   {report['json']}", markup=False)
     if kept:
         environment = demo.pool.environment("ops")
-        say(f"\nStill up: {demo.pool.url}   endpoint {demo.pool.url}/endpoints/flights/", markup=False)
-        say(f"dashboard {demo.pool.record.get('dashboard')}", markup=False)
+        say(f"\nStill up: {demo.pool.url}", markup=False)
+        say(
+            f"endpoint  {demo.pool.url}/endpoints/flights/docs   (password: what the token file below holds)",
+            markup=False,
+        )
+        say(
+            f"dashboard {demo.pool.record.get('dashboard')}   (asks for the token in {demo.pool.home}/ray.token)",
+            markup=False,
+        )
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
             say(f"  export {name}={environment[name]}", markup=False)
-        say(f"Stop it with: MOORAGE_HOME={demo.pool.home} moorage down", markup=False)
+        say(f"Stop it with: MOORAGE_HOME={demo.pool.home} {tool('moorage')} down", markup=False)
