@@ -54,7 +54,7 @@ def resolve_team(
         raise InvalidRequest(
             "the submission names no team",
             why="an admin's token belongs to none",
-            todo='add metadata {"team": ...}',
+            todo='add metadata {"team": ...}; for `moorage submit`, say --as TEAM',
             code="team-missing",
             field="team",
         )
