@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from moorage.runtime.commands import shared
+from moorage.runtime.control.api import STATES
 
 
 @click.command(
@@ -33,7 +34,11 @@ def submit(file: Path, home: Path | None, principal: str, as_json: bool) -> None
 
 
 @click.command(epilog="\b\nExamples:\n  moorage jobs\n  moorage jobs --state running --json")
-@click.option("--state", help="Only jobs in this state, for example PENDING.")
+@click.option(
+    "--state",
+    type=click.Choice(STATES, case_sensitive=False),
+    help="Only jobs in this state, for example PENDING.",
+)
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 @shared.pool_options
 def jobs(state: str | None, limit: int, home: Path | None, principal: str, as_json: bool) -> None:
@@ -85,6 +90,9 @@ def logs(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
     """Print the log of JOB, all attempts; of a very long one its head and tail."""
     with shared.connect(home, principal) as client:
         text = client.logs(job_id)
+        waiting = None if text or as_json else client.job(job_id)
+    if waiting:
+        click.echo(f"{job_id} has no log yet: {waiting['state']}, {waiting['message']}", err=True)
     if as_json:
         shared.print_json({"job_id": job_id, "logs": text})
     else:

@@ -31,7 +31,7 @@ def status(home: Path | None, principal: str, as_json: bool) -> None:
     if not ray.get("reachable", True):
         screen.print(Text(f"Ray is unreachable: {ray.get('message', '')}", "red"))
     for part in (nodes(found), devices(found), running(found), queue(found), teams(found)):
-        screen.print(part)
+        screen.print(part if part.row_count else Text(f"{part.title}: none", "bold"))
         screen.print()
 
 

@@ -272,3 +272,39 @@ def test_a_mistyped_command_is_told_the_near_one(capsys: pytest.CaptureFixture[s
 )
 def test_an_error_is_made_of_sentences(what: str, more: dict[str, str], line: str) -> None:
     assert str(MoorageError(what, **more, code="c")) == line
+
+
+def test_a_state_that_does_not_exist_is_refused() -> None:
+    shown = CliRunner().invoke(cli, ["jobs", "--state", "bogus"])
+    assert shown.exit_code == 2 and "quarantined" in shown.output
+
+
+class Waiting:
+    """A client of a pool where one job waits."""
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def logs(self, job_id: str) -> str:
+        return ""
+
+    def job(self, job_id: str) -> dict[str, str]:
+        return {"state": "PENDING", "message": "team ops holds 4 of its limit of 4 GPUs"}
+
+    def status(self) -> dict[str, Any]:
+        return {"nodes": STATUS["nodes"], "devices": STATUS["devices"], "teams": STATUS["teams"]}
+
+
+def test_the_log_of_a_waiting_job_says_why_it_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "connect", lambda *_: Waiting())
+    shown = CliRunner().invoke(cli, ["logs", "j"])
+    assert shown.stdout == "" and "j has no log yet: PENDING, team ops holds 4" in shown.stderr
+
+
+def test_status_says_none_instead_of_an_empty_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "connect", lambda *_: Waiting())
+    shown = CliRunner().invoke(cli, ["status"])
+    assert "Running: none" in shown.output and "Queue: none" in shown.output, shown.output
