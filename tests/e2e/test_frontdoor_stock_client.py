@@ -99,6 +99,29 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         yield found
 
 
+class Printed:
+    """What a process prints, readable while it runs."""
+
+    def __init__(self, process: Popen[str]) -> None:
+        self._process = process
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.append(line)
+
+    def text(self) -> str:
+        return "".join(self._lines)
+
+    def to_the_end(self, timeout: float = 60) -> str:
+        self._process.wait(timeout)
+        self._reader.join(timeout)
+        return self.text()
+
+
 def submitted(stage: Stage) -> str:
     return until(lambda: next(iter(stage.door.control.views), ""), 60, "a job was submitted")
 
@@ -123,13 +146,15 @@ def test_submit_waits_and_follows_to_the_end(stage: Stage, tmp_path: Path) -> No
     assert asked.entrypoint == "python train.py" and list(asked.packages) == [
         asked.runtime_env["working_dir"]
     ]
+    printed = Printed(process)
+    until(lambda: "waiting: team ops uses 4 of 4 GPUs" in printed.text(), 60, "the client shows the reason")
     script = Script(b"epoch 1\n")
     stage.run(job_id, script)
     script.data += b"epoch 2\n"
     stage.finish(job_id, script)
-    output, _ = process.communicate(timeout=60)
+    output = printed.to_the_end()
     assert process.returncode == 0, output
-    assert "waiting: team ops uses 4 of 4 GPUs" in output and "epoch 1\nepoch 2\n" in output
+    assert "epoch 1\nepoch 2\n" in output
     assert f"Job '{job_id}' succeeded" in output
 
 
