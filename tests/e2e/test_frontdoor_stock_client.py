@@ -283,3 +283,19 @@ def test_the_sdk(stage: Stage, tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "hello" in output
+
+
+def test_a_working_dir_of_500_mb_is_refused(stage: Stage, tmp_path: Path) -> None:
+    """S9: below the client's own limit, above ours: one clear sentence, no job, nothing left in the spool."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    block = os.urandom(1_000_000)  # further apart than deflate's window: it stays 500 MB in the zip
+    with (folder / "data.bin").open("wb") as file:
+        for _ in range(500):
+            file.write(block)
+    process = stage.start("submit", "--no-wait", "--working-dir", str(folder), "--", "python", "x.py")
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 1, output
+    assert "The package is larger than 200 MiB" in output and "too-large" in output, output[-2000:]
+    assert not stage.door.control.views
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".zip" or "tmp" in path.name]
