@@ -190,7 +190,7 @@ def test_the_sweep_runs_every_trial_on_its_slot_and_is_tracked(world: World) -> 
     table = json.loads((world.data / "runs" / "sweep" / "sweep.json").read_text())["trials"]
     assert [row["log_loss"] for row in table] == sorted(row["log_loss"] for row in table)
     slots = {}
-    for params in sorted((world.data / "ray-tune" / "sweep").glob("trial-*/params.json")):
+    for params in sorted((world.data / "ray-tune").glob("sweep-*/trial-*/params.json")):
         slots[params.parent.name] = json.loads(params.read_text())["moorage_slot"]
     assert len(slots) == 4 and set(slots.values()) == {0, 1}
     from moorage.runtime.registry import Registry, load_model
