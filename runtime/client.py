@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import httpx
 
@@ -204,7 +205,7 @@ class Client:
             "milli_gpu": milli("gpus", gpus),
             "gpu_mib": gpu_memory_mib,
             "milli_cpu": milli("cpus", cpus),
-            "name": name,
+            "name": name or f"ask-{uuid4().hex}",  # asked again after a lost answer, it is the same ask
         } | ({"job_id": job_id} if job_id else {})
         while True:
             left = max(0.0, deadline - time.monotonic())

@@ -46,7 +46,11 @@ def own_job(db: Connection, caller: Caller, job_id: str | None) -> JobRow:
 
 
 def grow(core: Core, caller: Caller, ask: GrowAsk) -> SubleaseView:
-    """Ask, wait up to the timeout, give up holding nothing. A named ask that is held already is answered again."""
+    """Ask, wait up to the timeout, give up holding nothing.
+
+    A named ask that is held already is answered again; one that still waits is joined, not asked twice: a client
+    that lost the answer asks again under the same name. Whoever gives up first ends it for both.
+    """
     _check(ask)
     with core.change("sublease") as change:
         held, key = _open(core, change, caller, ask)
@@ -97,15 +101,15 @@ def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[Sub
                 subleases.c.job_id == job.id,
                 subleases.c.attempt == job.attempt,
                 subleases.c.name == ask.name,
-                subleases.c.state == "HELD",
+                subleases.c.state.in_(("HELD", "WAITING")),
             )
         ).one_or_none()
         if same is not None:
             if same.ask != values:
                 raise Conflict(
-                    f"the job holds another sublease named {ask.name!r}", code="sublease-name-in-use"
+                    f"the job has another sublease named {ask.name!r}", code="sublease-name-in-use"
                 )
-            return _view(core, db, same), same.id
+            return (_view(core, db, same) if same.state == "HELD" else None), same.id
     key = f"s-{secrets.token_hex(8)}"
     db.execute(
         insert(subleases).values(
@@ -159,7 +163,7 @@ def _give_up(core: Core, key: str, why: str, ask: GrowAsk) -> SubleaseView:
             return _view(core, change.db, row)
     raise LeaseTimeout(
         f"the lease did not grow within {ask.timeout_s:g} s",
-        why=why if gone.rowcount else "the job ended",
+        why=why if gone.rowcount else "the job ended, or the same ask was given up elsewhere",
         todo="nothing is held; try again later or ask for less",
     )
 

@@ -51,6 +51,28 @@ def test_a_lease_grows_within_quota_and_is_given_back_once(tmp_path: Path) -> No
             w.service.release_sublease(w.caller("research"), more.lease_id)
 
 
+def test_an_ask_that_still_waits_is_joined_not_doubled(tmp_path: Path) -> None:
+    """The client lost the answer while its ask waited, and asks again: one sublease, held once, billed once."""
+    with world(tmp_path) as w:
+        job, other = w.submit("ops", seconds="100"), w.submit("ops", workers=5, seconds="4")
+        w.run(2)
+        found: list[SubleaseView] = []
+        ask = GrowAsk(job_id=job, workers=2, milli_gpu=1000, timeout_s=20, name="more")
+        threads = [
+            threading.Thread(target=lambda: found.append(w.service.grow(w.caller("ops"), ask)))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(w.service.core.book.pending) == 1, 10, "one ask waits")
+        w.run(6)
+        assert w.states(other) == ["SUCCEEDED"]
+        for thread in threads:
+            thread.join(20)
+        assert len({view.lease_id for view in found}) == 1 and len(found) == 2
+        assert w.held("ops") == 3000
+
+
 def test_what_does_not_come_in_time_fails_with_the_reason_and_holds_nothing(tmp_path: Path) -> None:
     """No hold-and-wait."""
     with world(tmp_path) as w:
