@@ -1,7 +1,9 @@
 """Who holds what: the state of the pool as integer arrays, changed only by `step(ledger, event)`.
 
 Each attribute states its invariant; `validate.violations` checks all of them against the leases.
-A step either applies whole or raises `LedgerError` and changes nothing.
+A step either applies whole or raises `LedgerError` and changes nothing. That each step keeps the invariants for all
+integers is proven on this very code (tests/proof): amounts are read with `item` and compared as plain integers, and
+nothing here converts them, so that symbols can stand in their place.
 """
 
 from __future__ import annotations
@@ -9,11 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from moorage.scheduling.model import (
     ANY_MODEL,
+    MAX_DEVICES,
     UNLIMITED,
     WHOLE,
     IntArray,
@@ -22,6 +22,26 @@ from moorage.scheduling.model import (
     TaskPlacement,
     TeamSpec,
 )
+from moorage.scheduling.rows import widened
+from moorage.scheduling.state import FIGURES, NODE_COLUMNS, TEAM_COLUMNS, Ledger, Mark
+
+__all__ = [
+    "Event",
+    "LeaseGranted",
+    "LeaseReleased",
+    "Ledger",
+    "LedgerError",
+    "Mark",
+    "NodeDown",
+    "NodeUp",
+    "TeamSet",
+    "accepts",
+    "step",
+    "task_milli_per_device",
+]
+
+MOST = 2**40
+"""The largest figure of a node: sums over a million nodes stay within int64."""
 
 
 class LedgerError(ValueError):
@@ -65,132 +85,68 @@ class LeaseReleased:
 Event: TypeAlias = NodeUp | NodeDown | TeamSet | LeaseGranted | LeaseReleased
 
 
-class Ledger:
-    """The pool's book. Arrays are sized to what is known: N nodes, G device columns, T teams, M models."""
-
-    __slots__ = (
-        "borrow",
-        "cpu_free",
-        "cpu_total",
-        "device_mib",
-        "devices",
-        "last_epoch",
-        "leases",
-        "lend",
-        "limit",
-        "mem_free",
-        "mib_free",
-        "mib_total",
-        "milli_free",
-        "model",
-        "models",
-        "node_names",
-        "node_row",
-        "quota",
-        "team_names",
-        "team_parent",
-        "team_row",
-        "up",
-        "used",
-        "version",
-        "weight",
-    )
-
-    def __init__(self) -> None:
-        self.version = 0
-        """Grows by one with every applied event."""
-        self.last_epoch = 0
-        """The highest fencing token ever granted here."""
-        self.leases: dict[str, Lease] = {}
-        """By lease id, in order of epoch."""
-        self.models: list[str] = [ANY_MODEL]
-        """Column names of team figures; 0 counts every model."""
-        self.node_names: list[str] = []
-        self.node_row: dict[str, int] = {}
-        self.up: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self.model: IntArray = _ints(0)
-        """[N] row in `models`; 0 = a node without GPUs."""
-        self.devices: IntArray = _ints(0)
-        """[N] device count; columns beyond it are 0 in the two arrays below."""
-        self.device_mib: IntArray = _ints(0)
-        self.milli_free: IntArray = _ints(0, 0)
-        """[N, G] 0..1000: 1000 minus what leases hold."""
-        self.mem_free: IntArray = _ints(0, 0)
-        """[N, G] 0..device_mib: device_mib minus what leases hold."""
-        self.cpu_total: IntArray = _ints(0)
-        self.cpu_free: IntArray = _ints(0)
-        self.mib_total: IntArray = _ints(0)
-        self.mib_free: IntArray = _ints(0)
-        self.team_names: list[str] = []
-        self.team_row: dict[str, int] = {}
-        self.team_parent: IntArray = _ints(0)
-        """[T] row of the parent, -1 at the root; parents come before children, so there is no cycle."""
-        self.weight: IntArray = _ints(0)
-        self.quota: IntArray = _ints(0, 1)
-        """[T, M] milli-GPU guaranteed to the team's whole subtree."""
-        self.limit: IntArray = _ints(0, 1)
-        self.lend: IntArray = _ints(0, 1)
-        self.borrow: IntArray = _ints(0, 1)
-        self.used: IntArray = _ints(0, 1)
-        """[T, M] milli-GPU held by the team's own leases (not its children's)."""
-
-    def copy(self) -> Ledger:
-        """A working copy for what-if: arrays copied, records shared."""
-        other = Ledger.__new__(Ledger)
-        for name in Ledger.__slots__:
-            value = getattr(self, name)
-            setattr(other, name, value.copy() if hasattr(value, "copy") else value)
-        return other
-
-    def column(self, model: str) -> int:
-        """Column of a GPU model, added when new."""
-        if model not in self.models:
-            self.models.append(model)
-            self.quota = _pad(self.quota, 1, 0)
-            self.limit = _pad(self.limit, 1, UNLIMITED)
-            self.lend = _pad(self.lend, 1, UNLIMITED)
-            self.borrow = _pad(self.borrow, 1, UNLIMITED)
-            self.used = _pad(self.used, 1, 0)
-        return self.models.index(model)
-
-    def capacity(self) -> IntArray:
-        """[M] milli-GPU of the nodes that are up, per model column."""
-        total = np.zeros(len(self.models), np.int64)
-        np.add.at(total, self.model[self.up], self.devices[self.up] * WHOLE)
-        total[0] = int((self.devices[self.up] * WHOLE).sum())
-        return total
-
-    def held_by(self, job: str) -> tuple[Lease, ...]:
-        return tuple(lease for lease in self.leases.values() if lease.job == job)
-
-
 def step(ledger: Ledger, event: Event) -> None:
     """Apply one event, or raise `LedgerError` and leave the ledger as it was."""
     match event:
+        case LeaseGranted(lease):
+            _grant(ledger, lease)
+        case LeaseReleased(lease_id, epoch):
+            _release(ledger, lease_id, epoch)
         case NodeUp(spec):
             _node_up(ledger, spec)
         case NodeDown(name):
             if name not in ledger.node_row:
                 raise LedgerError(f"node {name} is not known")
-            ledger.up[ledger.node_row[name]] = False
+            row = ledger.node_row[name]
+            ledger.up[row] = False
+            ledger.touched.append(row)
         case TeamSet(spec):
             _team_set(ledger, spec)
-        case LeaseGranted(lease):
-            _grant(ledger, lease)
-        case LeaseReleased(lease_id, epoch):
-            _release(ledger, lease_id, epoch)
     ledger.version += 1
+    if ledger._forked:
+        ledger._forked, ledger.lineage = False, object()
+    if len(ledger.touched) > 4096 + 8 * len(
+        ledger.node_names
+    ):  # who is so far behind copies everything sooner
+        ledger.trim_touched(ledger.touched_from + len(ledger.touched) // 2)
 
 
 def accepts(ledger: Ledger, spec: NodeSpec) -> bool:
     """Whether `NodeUp(spec)` applies: not while leases hold parts of a node of that name with other figures."""
     row = ledger.node_row.get(spec.name)
-    if row is None or _spec_of(ledger, row) == spec:
-        return True
-    return not any(task.node == spec.name for lease in ledger.leases.values() for task in lease.tasks)
+    return row is None or _same(ledger, row, spec) or _idle(ledger, row)
+
+
+def _same(ledger: Ledger, row: int, spec: NodeSpec) -> bool:
+    """Whether the node has these very figures; a node without devices has no GPU model."""
+    return bool(
+        ledger.devices.item(row) == spec.devices
+        and (not spec.devices or ledger.models[ledger.model.item(row)] == spec.gpu_model)
+        and ledger.device_mib.item(row) == spec.device_mib
+        and ledger.cpu_total.item(row) == spec.milli_cpu
+        and ledger.mib_total.item(row) == spec.mib
+    )
+
+
+def _idle(ledger: Ledger, row: int) -> bool:
+    """Whether no lease holds a part of the node: all of it is free."""
+    if ledger.cpu_free.item(row) != ledger.cpu_total.item(row):
+        return False
+    if ledger.mib_free.item(row) != ledger.mib_total.item(row):
+        return False
+    return all(
+        ledger.milli_free.item(row, d) == WHOLE
+        and ledger.mem_free.item(row, d) == ledger.device_mib.item(row)
+        for d in range(ledger.devices.item(row))
+    )
 
 
 def _node_up(ledger: Ledger, spec: NodeSpec) -> None:
+    for figure in (spec.device_mib, spec.milli_cpu, spec.mib):
+        if figure < 0 or figure > MOST:
+            raise LedgerError(f"node {spec.name}: a figure is negative or beyond {MOST}")
+    if not 0 <= spec.devices <= MAX_DEVICES:
+        raise LedgerError(f"node {spec.name}: {spec.devices} devices, not 0 to {MAX_DEVICES}")
     if not accepts(ledger, spec):
         raise LedgerError(f"node {spec.name} came back with other devices while leases hold parts of it")
     row = ledger.node_row.get(spec.name)
@@ -198,40 +154,28 @@ def _node_up(ledger: Ledger, spec: NodeSpec) -> None:
         row = len(ledger.node_names)
         ledger.node_names.append(spec.name)
         ledger.node_row[spec.name] = row
-        for name in ("model", "devices", "device_mib", "cpu_total", "cpu_free", "mib_total", "mib_free"):
-            setattr(ledger, name, np.append(getattr(ledger, name), np.int64(0)))
-        ledger.up = np.append(ledger.up, False)
-        ledger.milli_free = _pad(ledger.milli_free, 0, 0)
-        ledger.mem_free = _pad(ledger.mem_free, 0, 0)
-    elif _spec_of(ledger, row) == spec:
+        ledger._behind.grow(ledger, NODE_COLUMNS, row + 1)
+    elif _same(ledger, row, spec):
         ledger.up[row] = True
+        ledger.touched.append(row)
         return
-    while ledger.milli_free.shape[1] < spec.devices:
-        ledger.milli_free = _pad(ledger.milli_free, 1, 0)
-        ledger.mem_free = _pad(ledger.mem_free, 1, 0)
+    if ledger.milli_free.shape[1] < spec.devices:
+        ledger.milli_free = widened(ledger.milli_free, spec.devices, 0)
+        ledger.mem_free = widened(ledger.mem_free, spec.devices, 0)
     ledger.up[row] = True
     ledger.model[row] = ledger.column(spec.gpu_model) if spec.devices else 0
     ledger.devices[row] = spec.devices
     ledger.device_mib[row] = spec.device_mib
     ledger.cpu_total[row] = ledger.cpu_free[row] = spec.milli_cpu
     ledger.mib_total[row] = ledger.mib_free[row] = spec.mib
-    has = np.arange(ledger.milli_free.shape[1]) < spec.devices
-    ledger.milli_free[row] = np.where(has, WHOLE, 0)
-    ledger.mem_free[row] = np.where(has, spec.device_mib, 0)
-
-
-def _spec_of(ledger: Ledger, row: int) -> NodeSpec:
-    return NodeSpec(
-        name=ledger.node_names[row],
-        gpu_model=ledger.models[int(ledger.model[row])] if ledger.devices[row] else "",
-        devices=int(ledger.devices[row]),
-        device_mib=int(ledger.device_mib[row]),
-        milli_cpu=int(ledger.cpu_total[row]),
-        mib=int(ledger.mib_total[row]),
-    )
+    for array, full in ((ledger.milli_free, WHOLE), (ledger.mem_free, spec.device_mib)):
+        array[row, : spec.devices] = full
+        array[row, spec.devices :] = 0
+    ledger.touched.append(row)
 
 
 def _team_set(ledger: Ledger, spec: TeamSpec) -> None:
+    _check_team(spec)
     if spec.parent and spec.parent not in ledger.team_row:
         raise LedgerError(f"team {spec.name}: its parent {spec.parent} is not known")
     row = ledger.team_row.get(spec.name)
@@ -242,14 +186,10 @@ def _team_set(ledger: Ledger, spec: TeamSpec) -> None:
         row = len(ledger.team_names)
         ledger.team_names.append(spec.name)
         ledger.team_row[spec.name] = row
-        ledger.team_parent = np.append(ledger.team_parent, np.int64(-1))
-        ledger.weight = np.append(ledger.weight, np.int64(1))
-        ledger.used = _pad(ledger.used, 0, 0)
-        for name in ("quota", "limit", "lend", "borrow"):
-            setattr(ledger, name, _pad(getattr(ledger, name), 0, 0))
+        ledger._behind.grow(ledger, TEAM_COLUMNS, row + 1)
     ledger.team_parent[row] = parent
     ledger.weight[row] = spec.weight
-    for name, default in (("quota", 0), ("limit", UNLIMITED), ("lend", UNLIMITED), ("borrow", UNLIMITED)):
+    for name, default in FIGURES:
         figures: tuple[tuple[str, int], ...] = getattr(spec, name)
         columns = [(ledger.column(model), amount) for model, amount in figures]
         array: IntArray = getattr(ledger, name)
@@ -257,7 +197,16 @@ def _team_set(ledger: Ledger, spec: TeamSpec) -> None:
         for column, amount in columns:
             array[row, column] = amount
         if name == "quota" and columns and ANY_MODEL not in dict(figures):
-            array[row, 0] = sum(amount for _, amount in columns)
+            array[row, 0] = min(UNLIMITED, sum(amount for _, amount in columns))
+
+
+def _check_team(spec: TeamSpec) -> None:
+    if spec.weight < 0 or spec.weight > MOST:
+        raise LedgerError(f"team {spec.name}: its weight is negative or beyond {MOST}")
+    for name, _ in FIGURES:
+        for model, amount in getattr(spec, name):
+            if amount < 0 or amount > UNLIMITED:
+                raise LedgerError(f"team {spec.name}: {name} of {model} is negative or beyond {UNLIMITED}")
 
 
 def _grant(ledger: Ledger, lease: Lease) -> None:
@@ -265,20 +214,25 @@ def _grant(ledger: Ledger, lease: Lease) -> None:
         raise LedgerError(f"lease {lease.lease}: epoch {lease.epoch} is not above {ledger.last_epoch}")
     if lease.lease in ledger.leases:
         raise LedgerError(f"lease {lease.lease} is granted already")
-    if lease.team not in ledger.team_row:
+    team = ledger.team_row.get(lease.team)
+    if team is None:
         raise LedgerError(f"lease {lease.lease}: team {lease.team} is not known")
-    done: list[TaskPlacement] = []
+    rows: list[int] = []
     try:
         for task in lease.tasks:
-            _check_fit(ledger, task)
-            _move(ledger, task, -1)
-            done.append(task)
+            row = _fitting(ledger, task)
+            _move(ledger, row, task, -1)
+            rows.append(row)
     except LedgerError:
-        for task in done:
-            _move(ledger, task, +1)
+        for row, task in zip(rows, lease.tasks, strict=False):  # those that were moved, in front
+            _move(ledger, row, task, 1)
         raise
-    _charge(ledger, lease, +1)
+    for row, task in zip(rows, lease.tasks, strict=True):
+        _charge(ledger, team, row, task.milli_gpu)
+    ledger.touched += rows
     ledger.leases[lease.lease] = lease
+    if ledger._by_job is not None:
+        ledger._by_job.setdefault(lease.job, {})[lease.lease] = lease
     ledger.last_epoch = lease.epoch
 
 
@@ -288,55 +242,67 @@ def _release(ledger: Ledger, lease_id: str, epoch: int) -> None:
         raise LedgerError(f"lease {lease_id} is not held: released already, or never granted")
     if lease.epoch != epoch:
         raise LedgerError(f"lease {lease_id} has epoch {lease.epoch}, not {epoch}: stale release")
+    team = ledger.team_row[lease.team]
     for task in lease.tasks:
-        _move(ledger, task, +1)
-    _charge(ledger, lease, -1)
+        row = ledger.node_row[task.node]
+        _move(ledger, row, task, 1)
+        _charge(ledger, team, row, -task.milli_gpu)
+        ledger.touched.append(row)
     del ledger.leases[lease_id]
+    if ledger._by_job is not None:
+        of_job = ledger._by_job[lease.job]
+        del of_job[lease_id]
+        if not of_job:
+            del ledger._by_job[lease.job]
 
 
-def _check_fit(ledger: Ledger, task: TaskPlacement) -> None:
+def _fitting(ledger: Ledger, task: TaskPlacement) -> int:
+    """Row of the task's node, if the task is sound and fits there now."""
     row = ledger.node_row.get(task.node)
     if row is None or not ledger.up[row]:
         raise LedgerError(f"node {task.node} is not up")
-    if ledger.cpu_free[row] < task.milli_cpu or ledger.mib_free[row] < task.mib:
+    if not _sound(task):
+        raise LedgerError(f"{task.role} {task.index} on {task.node}: no task holds {task}")
+    if ledger.cpu_free.item(row) < task.milli_cpu or ledger.mib_free.item(row) < task.mib:
         raise LedgerError(f"node {task.node} lacks CPU or memory for {task.role} {task.index}")
-    each = task_milli_per_device(task)
+    devices, each = ledger.devices.item(row), task_milli_per_device(task)
     for d in task.devices:
-        if not 0 <= d < ledger.devices[row]:
+        if not 0 <= d < devices:
             raise LedgerError(f"node {task.node} has no device {d}")
-        if ledger.milli_free[row, d] < each or ledger.mem_free[row, d] < task.gpu_mib:
+        if ledger.milli_free.item(row, d) < each or ledger.mem_free.item(row, d) < task.gpu_mib:
             raise LedgerError(f"device {task.node}/{d} lacks room for {task.role} {task.index}")
+    return row
 
 
-def _move(ledger: Ledger, task: TaskPlacement, sign: int) -> None:
-    row = ledger.node_row[task.node]
-    ledger.cpu_free[row] += sign * task.milli_cpu
-    ledger.mib_free[row] += sign * task.mib
+def _sound(task: TaskPlacement) -> bool:
+    """Whether the figures are of a task at all: nothing negative, a share of one device or whole ones, none twice."""
+    if task.milli_cpu < 0 or task.mib < 0 or task.gpu_mib < 0:
+        return False
+    count = len(task.devices)
+    if count == 1:
+        return 0 < task.milli_gpu <= WHOLE
+    return task.milli_gpu == count * WHOLE and len(set(task.devices)) == count
+
+
+def _move(ledger: Ledger, row: int, task: TaskPlacement, sign: int) -> None:
+    """Take the task's share of the node (sign -1) or give it back (+1)."""
+    cpu, mib, milli, mem = ledger.cpu_free, ledger.mib_free, ledger.milli_free, ledger.mem_free
+    cpu[row] = cpu.item(row) + sign * task.milli_cpu
+    mib[row] = mib.item(row) + sign * task.mib
+    each, gpu_mib = sign * task_milli_per_device(task), sign * task.gpu_mib
     for d in task.devices:
-        ledger.milli_free[row, d] += sign * task_milli_per_device(task)
-        ledger.mem_free[row, d] += sign * task.gpu_mib
+        milli[row, d] = milli.item(row, d) + each
+        mem[row, d] = mem.item(row, d) + gpu_mib
 
 
-def _charge(ledger: Ledger, lease: Lease, sign: int) -> None:
-    team = ledger.team_row[lease.team]
-    for task in lease.tasks:
-        ledger.used[team, 0] += sign * task.milli_gpu
-        column = int(ledger.model[ledger.node_row[task.node]])
-        if column and task.milli_gpu:
-            ledger.used[team, column] += sign * task.milli_gpu
+def _charge(ledger: Ledger, team: int, row: int, milli: int) -> None:
+    """Add to what the team uses, of all models together and of the node's."""
+    used, column = ledger.used, ledger.model.item(row)
+    used[team, 0] = used.item(team, 0) + milli
+    if column:
+        used[team, column] = used.item(team, column) + milli
 
 
 def task_milli_per_device(task: TaskPlacement) -> int:
     """A fraction's share, or a whole device."""
     return min(task.milli_gpu, WHOLE)
-
-
-def _ints(*shape: int) -> IntArray:
-    return np.zeros(shape, np.int64)
-
-
-def _pad(array: IntArray, axis: int, value: int) -> IntArray:
-    """One more row (axis 0) or column (axis 1) of `value`."""
-    width = [(0, 0), (0, 0)]
-    width[axis] = (0, 1)
-    return np.pad(array, width, constant_values=value)
