@@ -74,14 +74,15 @@ class GoRand:
 
 
 def _fill(seed: int, shifts: tuple[int, int, int]) -> _U64:
-    """[607] Go's array as a seed fills it: three numbers of a Lehmer generator each, the first 20 numbers thrown away."""
+    """[607] Go's array as a seed fills it: three numbers of a Lehmer generator each, after 20 thrown away."""
     x = seed % _PRIME or 89482311
     drawn = []
     for _ in range(20 + 3 * _LONG):
         x = 48271 * x % _PRIME
         drawn.append(x)
     parts = np.array(drawn[20:], np.uint64).reshape(_LONG, 3)
-    return np.bitwise_xor.reduce(parts << np.array(shifts, np.uint64), axis=1)
+    filled: _U64 = np.bitwise_xor.reduce(parts << np.array(shifts, np.uint64), axis=1)
+    return filled
 
 
 @lru_cache(maxsize=1)
