@@ -17,6 +17,10 @@ JOB_CLASSES = ("cpu", "share", "1 GPU", "2 GPU", "4 GPU", "8 GPU", "other")
 """Rows of `Workload.job_class()`: what acceptance is shown by."""
 
 
+class NotSimulated(ValueError):
+    """A policy or an option that the simulator does not have, or not together."""
+
+
 class Kind(StrEnum):
     """What the rows of a workload are."""
 
@@ -109,7 +113,7 @@ class ArrivalsResult:
     accepted: BoolArray
     """[m] it got its place when it came. Nothing ever leaves."""
     allocation: npt.NDArray[np.float64]
-    """[D + 1] percent of the GPUs held, at 0..D percent of demand; NaN where no arrival falls there."""
+    """[D + 1] percent of the GPUs held, at 0..D percent of demand: `openb.curve`."""
     elapsed_s: float
     """Seconds inside `plan()` alone, by the stopwatch given; 0.0 without one."""
     moves: int = 0

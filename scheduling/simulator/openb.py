@@ -94,7 +94,7 @@ def curve(milli: IntArray, accepted: BoolArray, capacity: int, demand: float) ->
 
     `milli` and `accepted` are [m] in order of arrival. As the source's analysis has it: after each arrival, the demand
     that has arrived in percent of the GPUs is rounded (halves to even); the value at d is the mean over the arrivals
-    that round to d, or, where none does, to d - 1..d + 1; NaN where there are none either.
+    that round to d, or, where none does, to d - 1..d + 1. Where there are none either, nothing changes from d - 1 on.
     """
     arrived = np.cumsum(milli) * (100 / capacity)
     held = np.cumsum(np.where(accepted, milli, 0)) * (100 / capacity)
@@ -103,11 +103,13 @@ def curve(milli: IntArray, accepted: BoolArray, capacity: int, demand: float) ->
     inside = at <= last + 1
     count = np.bincount(at[inside], minlength=last + 2)
     total = np.bincount(at[inside], weights=held[inside], minlength=last + 2)
-    found = np.full(last + 1, np.nan)
+    found = np.zeros(last + 1)
     for d in range(last + 1):
         near = slice(d, d + 1) if count[d] else slice(max(d - 1, 0), d + 2)
         if count[near].any():
             found[d] = total[near].sum() / count[near].sum()
+        elif d:
+            found[d] = found[d - 1]
     return found
 
 

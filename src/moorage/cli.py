@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("moorage.runtime.commands.jobs:stop", "Stop a job."),
     "events": ("moorage.runtime.commands.jobs:events", "The audit record: who did what, when."),
     "cost": ("moorage.runtime.commands.jobs:cost", "GPU time and money per team and job."),
+    "simulate": (
+        "moorage.runtime.commands.simulate:simulate",
+        "Replay a recorded workload and compare policies.",
+    ),
     "features": ("moorage.runtime.commands.features:features", "Versions of the feature views."),
     "models": ("moorage.runtime.commands.models:models", "Registered models, their aliases and gates."),
 }

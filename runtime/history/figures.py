@@ -1,0 +1,99 @@
+"""A run's columns to the figures people compare: plain numbers, ready for JSON, tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moorage.scheduling.simulator.model import JOB_CLASSES, ArrivalsResult, BoolArray, JobsResult, Workload
+from moorage.scheduling.simulator.openb import acceptance
+
+DEMANDS = (50, 80, 100, 130)
+"""Percent of demand at which `curve` is read."""
+HOUR_NS = 3600 * 10**9
+DAY_NS = 24 * HOUR_NS
+
+
+def arrivals_figures(workload: Workload, runs: Sequence[ArrivalsResult], demand: float) -> dict[str, Any]:
+    """The openb figures of one policy over its seeds. `curve` is None beyond the demand."""
+    last = round(100 * demand)
+    by_seed = np.array([run.allocation for run in runs])
+    counts = [acceptance(workload, run.order, run.accepted) for run in runs]
+    arrived = np.sum([count.arrived for count in counts], axis=0)
+    accepted = np.sum([count.accepted for count in counts], axis=0)
+    seconds = sum(run.elapsed_s for run in runs)
+    placed = int(sum(int(run.accepted.sum()) for run in runs))
+    curve = by_seed.mean(axis=0)
+    return {
+        "allocation_percent": plain(curve[last]),
+        "per_seed": {str(run.seed): plain(run.allocation[last]) for run in runs},
+        "curve": {str(d): plain(curve[d]) if d <= last else None for d in sorted({*DEMANDS, last})},
+        "acceptance_by_class": {
+            name: round(100 * int(accepted[row]) / int(arrived[row]), 3)
+            for row, name in enumerate(JOB_CLASSES)
+            if arrived[row]
+        },
+        "arrived_by_class": {name: int(arrived[row]) for row, name in enumerate(JOB_CLASSES) if arrived[row]},
+        "placements": placed,
+        "placements_per_second": round(placed / seconds, 1) if seconds else None,
+        "moves": int(sum(run.moves for run in runs)),
+        "allocation_by_demand": [plain(value) for value in curve],
+        "idle_though_asked_by_demand": [plain(value) for value in idle_though_asked(curve)],
+    }
+
+
+def idle_though_asked(curve: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[D + 1] percent of the GPUs that stood idle though as much had been asked for: what fragmentation costs."""
+    idle: npt.NDArray[np.float64] = np.maximum(np.minimum(np.arange(len(curve)), 100.0) - curve, 0.0)
+    return idle
+
+
+def jobs_figures(workload: Workload, run: JobsResult) -> dict[str, Any]:
+    """The queueing figures of one policy. A job's completion time (JCT) counts from its submission."""
+    ended = run.finish_ns >= 0
+    jct = (run.finish_ns - workload.submit_ns) / HOUR_NS
+    figures = _times(jct, ended, run)
+    figures["makespan_days"] = plain(run.finish_ns[ended].max() / DAY_NS) if ended.any() else None
+    figures["preemptions"] = int(run.preemptions.sum())
+    gpu_ns = workload.gpus() / 1000 * workload.duration_ns
+    figures["lost_gpu_percent"] = plain(
+        100 * float((workload.gpus() / 1000 * run.lost_ns).sum()) / max(float(gpu_ns.sum()), 1.0)
+    )
+    figures["by_team"] = {}
+    for row, team in enumerate(workload.teams):
+        of = workload.team == row
+        share = float(gpu_ns[of].sum()) / max(float(gpu_ns.sum()), 1.0)
+        figures["by_team"][team] = {
+            "jobs": int(of.sum()),
+            "gpu_share": plain(share, 6),
+            "gpu_hours": plain(float(gpu_ns[of].sum()) / HOUR_NS),
+            **_times(jct, ended & of, run),
+        }
+    figures["decisions"] = run.decisions
+    figures["decision_seconds"] = plain(run.elapsed_s)
+    return figures
+
+
+def _times(jct: npt.NDArray[np.float64], rows: BoolArray, run: JobsResult) -> dict[str, Any]:
+    if not rows.any():
+        return {"avg_jct_hours": None, "p95_jct_hours": None, "max_queued_stint_hours": None}
+    return {
+        "avg_jct_hours": plain(jct[rows].mean()),
+        "p95_jct_hours": plain(np.percentile(jct[rows], 95)),
+        "max_queued_stint_hours": plain(run.longest_stint_ns[rows].max() / HOUR_NS),
+    }
+
+
+def jct_hours(workload: Workload, run: JobsResult) -> npt.NDArray[np.float64]:
+    """Completion times of the jobs that ended, ascending: the CDF's steps."""
+    ended = run.finish_ns >= 0
+    return np.sort((run.finish_ns - workload.submit_ns)[ended] / HOUR_NS)
+
+
+def plain(value: Any, digits: int = 4) -> float | None:
+    """A number for JSON: None for NaN."""
+    number = float(value)
+    return None if np.isnan(number) else round(number, digits)

@@ -1,0 +1,182 @@
+"""A report drawn: one question per picture, as SVG or PNG. Needs matplotlib (`moorage[plots]`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from moorage.errors import InvalidRequest
+from moorage.runtime.history.runs import Report
+
+FORMATS = ("svg", "png")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's: apart for the colour-blind too."""
+_TEAMS_SHOWN = 20
+
+
+def library() -> Any:
+    """matplotlib, without a screen; InvalidRequest says what to install."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InvalidRequest(
+            "the pictures need the package matplotlib",
+            todo="pip install 'moorage[plots]', or leave --out away",
+            code="extra-missing",
+        ) from None
+    matplotlib.rcParams["svg.hashsalt"] = "moorage"  # the same report is the same file
+    return SimpleNamespace(Figure=Figure)
+
+
+def draw(report: Report, folder: Path, form: str) -> list[Path]:
+    """The pictures of a report, written into `folder`; their paths."""
+    plots = library()
+    drawn = [
+        ("allocation", _allocation),
+        ("fragmentation", _fragmentation),
+        ("acceptance", _acceptance),
+        ("jct", _jct),
+        ("queued", _queued),
+        ("fairness", _fairness),
+    ]
+    made = []
+    for name, picture in drawn:
+        figure = plots.Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        if not picture(axes, report):
+            continue
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+        path = folder / f"{name}.{form}"
+        figure.savefig(path, dpi=150, metadata={"Date": None} if form == "svg" else None)
+        made.append(path)
+    return made
+
+
+def _policies(report: Report) -> list[tuple[str, str, dict[str, Any]]]:
+    """(policy, colour, figures)."""
+    found: dict[str, dict[str, Any]] = report.data["policies"]
+    return [(name, _COLOURS[at % len(_COLOURS)], one) for at, (name, one) in enumerate(found.items())]
+
+
+def _over_demand(axes: Any, report: Report, column: str) -> bool:
+    if report.data["trace"] != "openb":
+        return False
+    for name, colour, found in _policies(report):
+        axes.plot(range(len(found[column])), found[column], color=colour, label=name, linewidth=1.6)
+    axes.set_xlabel("GPU demand that arrived (% of the GPUs)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return True
+
+
+def _allocation(axes: Any, report: Report) -> bool:
+    if not _over_demand(axes, report, "allocation_by_demand"):
+        return False
+    last = round(100 * report.data["demand"])
+    axes.plot([0, min(last, 100)], [0, min(last, 100)], color="#999999", linestyle=":", linewidth=1)
+    axes.set_ylabel("GPUs held (%)")
+    axes.set_title(f"Allocation, mean of {len(report.data['seeds'])} seeds", loc="left")
+    return True
+
+
+def _fragmentation(axes: Any, report: Report) -> bool:
+    if not _over_demand(axes, report, "idle_though_asked_by_demand"):
+        return False
+    axes.set_ylabel("GPUs idle though asked for (%)")
+    axes.set_title("What fragmentation costs", loc="left")
+    axes.set_ylim(bottom=0)
+    return True
+
+
+def _acceptance(axes: Any, report: Report) -> bool:
+    if report.data["trace"] != "openb":
+        return False
+    classes = list(report.data["acceptance_by_class"])
+    policies = _policies(report)
+    width = 0.8 / len(policies)
+    for at, (name, colour, found) in enumerate(policies):
+        values = [found["acceptance_by_class"][one] for one in classes]
+        axes.bar(np.arange(len(classes)) + (at + 0.5) * width - 0.4, values, width, color=colour, label=name)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_ylabel("jobs placed when they came (%)")
+    axes.set_title(f"Acceptance at {round(100 * report.data['demand'])}% demand, by class of job", loc="left")
+    axes.legend(frameon=False, loc="lower left")
+    return True
+
+
+def _jct(axes: Any, report: Report) -> bool:
+    if not report.jct_hours:
+        return False
+    for name, colour, found in _policies(report):
+        hours = report.jct_hours[name]
+        if not len(hours):
+            continue
+        # a million steps are no more to the eye than two thousand
+        at = np.unique(np.linspace(0, len(hours) - 1, min(len(hours), 2000)).astype(np.int64))
+        mean = found["avg_jct_hours"]
+        axes.step(
+            np.maximum(hours[at], 1e-3),
+            100 * (at + 1) / len(hours),
+            where="post",
+            color=colour,
+            label=f"{name} (mean {mean:.1f} h)",
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("completion time from submission (hours)")
+    axes.set_ylabel("jobs (%)")
+    axes.set_title("Job completion time", loc="left")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right")
+    return True
+
+
+def _queued(axes: Any, report: Report) -> bool:
+    if not report.jct_hours:
+        return False
+    policies = _policies(report)
+    values = [found["max_queued_stint_hours"] or 0.0 for _, _, found in policies]
+    axes.barh(range(len(policies)), values, color=[colour for _, colour, _ in policies])
+    axes.set_yticks(range(len(policies)), [name for name, _, _ in policies])
+    axes.invert_yaxis()
+    axes.set_xlabel("hours")
+    axes.set_title("Longest time one job was queued at a stretch", loc="left")
+    return True
+
+
+def _fairness(axes: Any, report: Report) -> bool:
+    """Mean JCT of each team, against the first policy's where there are several."""
+    if not report.jct_hours:
+        return False
+    policies = _policies(report)
+    first = policies[0][2]["by_team"]
+    teams = sorted((team for team, one in first.items() if one["jobs"]), key=lambda t: -first[t]["gpu_share"])
+    teams = [
+        team
+        for team in teams[:_TEAMS_SHOWN]
+        if all(p["by_team"][team]["avg_jct_hours"] for _, _, p in policies)
+    ]
+    compared = len(policies) > 1
+    for _, colour, found in policies[1:] if compared else policies:
+        values = [found["by_team"][team]["avg_jct_hours"] for team in teams]
+        if compared:
+            values = [value / first[team]["avg_jct_hours"] for value, team in zip(values, teams, strict=True)]
+        axes.plot(range(len(teams)), values, "o", color=colour)
+    if compared:
+        axes.axhline(1, color="#999999", linestyle=":", linewidth=1)
+        for name, colour, _ in policies[1:]:
+            axes.plot([], [], "o", color=colour, label=name)
+        axes.legend(frameon=False)
+        axes.set_ylabel(f"mean JCT / that under {policies[0][0]}")
+    else:
+        axes.set_ylabel("mean JCT (hours)")
+    axes.set_yscale("log")
+    labels = [f"{team}\n{100 * first[team]['gpu_share']:.0f}%" for team in teams]
+    axes.set_xticks(range(len(teams)), labels, fontsize=7)
+    axes.set_xlabel("team, and its share of the GPU time")
+    axes.set_title("Fairness: completion time by team", loc="left")
+    return True

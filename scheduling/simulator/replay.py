@@ -1,0 +1,90 @@
+"""Replays arrivals through the public `plan()`: one seed of the openb protocol under one packing rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from moorage.scheduling.ledger import Ledger, NodeUp, TeamSet, step
+from moorage.scheduling.model import (
+    ANY_MODEL,
+    UNLIMITED,
+    WHOLE,
+    DeviceRule,
+    JobRequest,
+    NodeSpec,
+    Policy,
+    Shape,
+    Snapshot,
+    TeamSpec,
+)
+from moorage.scheduling.planner import plan
+from moorage.scheduling.simulator.model import ArrivalsResult, NotSimulated, Workload
+from moorage.scheduling.simulator.openb import arrivals, curve
+
+POLICIES = {"best-fit": "the smallest remainder, then the node that is most used"}
+"""Packing rule -> what it does. The first is the default."""
+
+Stopwatch = Callable[[], float]
+"""Seconds, as `time.perf_counter` gives them: the core has no clock of its own."""
+
+
+def replay(
+    nodes: Sequence[NodeSpec],
+    workload: Workload,
+    *,
+    demand: float,
+    seed: int,
+    policy: str,
+    rule: DeviceRule,
+    migrate: float = 0.0,
+    stopwatch: Stopwatch | None = None,
+) -> ArrivalsResult:
+    """Fill the nodes until the demand is reached; what `plan()` does not start is refused when it comes.
+
+    `migrate` is the share of the tasks placed that may be moved. Raises NotSimulated, and ValueError as `arrivals`
+    does.
+    """
+    if policy not in POLICIES or migrate:
+        raise NotSimulated(f"there is no policy {policy!r} with migration {migrate:g}")
+    capacity = sum(node.devices for node in nodes) * WHOLE
+    come = arrivals(workload, [node.name for node in nodes], capacity, demand, seed)
+    ledger = Ledger()
+    step(ledger, TeamSet(TeamSpec(name="all", quota=((ANY_MODEL, capacity),))))
+    for row in np.argsort(come.tie).tolist():
+        step(ledger, NodeUp(nodes[row]))
+    pending = tuple(_request(workload, row, at) for at, row in enumerate(come.order.tolist()))
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=pending, device_rule=rule)
+    begun = stopwatch() if stopwatch else 0.0
+    decided = plan(snapshot, Policy(hold_after_ns=UNLIMITED), 0)
+    elapsed = stopwatch() - begun if stopwatch else 0.0
+    accepted = np.zeros(len(come.order), np.bool_)
+    accepted[decided.admitted] = True
+    return ArrivalsResult(
+        seed=seed,
+        order=come.order,
+        accepted=accepted,
+        allocation=curve(workload.gpus()[come.order], accepted, capacity, demand),
+        elapsed_s=elapsed,
+    )
+
+
+def _request(workload: Workload, row: int, at: int) -> JobRequest:
+    allowed = workload.model_sets[int(workload.models[row])]
+    if len(allowed) > 1:
+        raise NotSimulated("a job may allow one GPU model or all")
+    return JobRequest(
+        job=str(at),
+        team="all",
+        submitted_ns=at,
+        worker=Shape(
+            milli_gpu=int(workload.milli_gpu[row]),
+            gpu_mib=int(workload.gpu_mib[row]),
+            milli_cpu=int(workload.milli_cpu[row]),
+            mib=int(workload.mib[row]),
+        ),
+        workers=int(workload.workers[row]),
+        min_workers=int(workload.min_workers[row]),
+        gpu_model=allowed[0] if allowed else ANY_MODEL,
+    )
