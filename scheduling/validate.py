@@ -1,14 +1,24 @@
 """The one validator: every invariant of the ledger, recomputed from its leases.
 
-Run after every simulated step, in test teardown, and by the control plane after a restart.
+`violations` looks at all of it: in test teardown, and in the control plane after a restart. `Auditor` follows a ledger
+event by event and looks at what each may have changed: after every simulated step, in time for that event alone.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from moorage.scheduling.ledger import Ledger, task_milli_per_device
-from moorage.scheduling.model import WHOLE, Lease, TaskPlacement
+from moorage.scheduling.ledger import (
+    Event,
+    LeaseGranted,
+    LeaseReleased,
+    Ledger,
+    NodeDown,
+    NodeUp,
+    TeamSet,
+    task_milli_per_device,
+)
+from moorage.scheduling.model import UNLIMITED, WHOLE, Lease, TaskPlacement
 
 
 def violations(ledger: Ledger) -> list[str]:
@@ -63,8 +73,18 @@ def _shapes(ledger: Ledger) -> list[str]:
     for name in ("quota", "limit", "lend", "borrow", "used"):
         if getattr(ledger, name).shape != (teams, models):
             found.append(f"{name} is {getattr(ledger, name).shape}, not {(teams, models)}")
-    if any(parent >= row for row, parent in enumerate(ledger.team_parent)):
+    for name in ("milli_free", "mem_free"):
+        if (rows := len(getattr(ledger, name))) != nodes:
+            found.append(f"{name} has {rows} rows for {nodes} nodes")
+    for name in ("team_parent", "weight"):
+        if (rows := len(getattr(ledger, name))) != teams:
+            found.append(f"{name} has {rows} rows for {teams} teams")
+    if (ledger.team_parent >= np.arange(len(ledger.team_parent))).any():
         found.append("a team comes before its parent: the tree may hold a cycle")
+    for name in ("weight", "quota", "limit", "lend", "borrow", "device_mib", "cpu_total", "mib_total"):
+        array = getattr(ledger, name)
+        if array.size and (array.min() < 0 or array.max() > UNLIMITED):
+            found.append(f"{name} is negative, or beyond all bounds")
     return found
 
 
@@ -96,3 +116,112 @@ def _owners(ledger: Ledger) -> list[str]:
         if sum(task_milli_per_device(task) for _, task in held) > WHOLE:
             found.append(f"device {node}/{d} is leased beyond one GPU")
     return found
+
+
+class Auditor:
+    """Follows a ledger by its events, with books of its own: leases by node, and what each team uses."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._version = ledger.version
+        self._last_epoch = ledger.last_epoch
+        self._leases: dict[str, Lease] = {}
+        self._on: dict[str, list[tuple[Lease, TaskPlacement]]] = {}
+        self._used: dict[str, dict[str, int]] = {}
+        for lease in ledger.leases.values():
+            self._hold(lease)
+
+    def after(self, event: Event, applied: bool = True) -> list[str]:
+        """What is broken after `step(ledger, event)`; with `applied` false, after it was refused."""
+        ledger, found = self._ledger, []
+        nodes: tuple[str, ...] = ()
+        teams: tuple[str, ...] = ()
+        match event:
+            case LeaseGranted(lease):
+                nodes, teams = tuple(task.node for task in lease.tasks), (lease.team,)
+                if applied:
+                    if lease.epoch <= self._last_epoch or lease.lease in self._leases:
+                        found.append(f"{lease.lease}: its epoch or its id was granted before")
+                    self._last_epoch = lease.epoch
+                    self._hold(lease)
+            case LeaseReleased(name, epoch):
+                held = self._leases.get(name)
+                if held is not None:
+                    nodes, teams = tuple(task.node for task in held.tasks), (held.team,)
+                    if applied:
+                        self._let_go(held)
+                if applied and (held is None or held.epoch != epoch):
+                    found.append(f"{name} was released by epoch {epoch}: stale")
+            case NodeUp(spec):
+                nodes = (spec.name,)
+            case NodeDown(name):
+                nodes = (name,)
+            case TeamSet(team):
+                teams = (team.name,)
+        self._version += applied
+        if ledger.version != self._version or ledger.last_epoch != self._last_epoch:
+            found.append("the version or the highest epoch is not what the events make it")
+        if len(ledger.leases) != len(self._leases):
+            found.append(f"{len(ledger.leases)} leases are held, {len(self._leases)} by the events")
+        for node in dict.fromkeys(nodes):
+            found += self._node(node)
+        for name in teams:
+            found += self._team(name)
+        return found
+
+    def _hold(self, lease: Lease) -> None:
+        self._leases[lease.lease] = lease
+        for task in lease.tasks:
+            self._on.setdefault(task.node, []).append((lease, task))
+            self._charge(lease, task, 1)
+
+    def _let_go(self, lease: Lease) -> None:
+        del self._leases[lease.lease]
+        for node in dict.fromkeys(task.node for task in lease.tasks):
+            self._on[node] = [held for held in self._on[node] if held[0] is not lease]
+        for task in lease.tasks:
+            self._charge(lease, task, -1)
+
+    def _charge(self, lease: Lease, task: TaskPlacement, sign: int) -> None:
+        ledger, used = self._ledger, self._used.setdefault(lease.team, {})
+        for model in {ledger.models[0], ledger.models[ledger.model[ledger.node_row[task.node]]]}:
+            used[model] = used.get(model, 0) + sign * task.milli_gpu
+
+    def _node(self, name: str) -> list[str]:
+        """The node's row against the tasks on it."""
+        ledger = self._ledger
+        row = ledger.node_row.get(name)
+        if row is None:
+            return [f"a lease is held on {name}, which is not known"] if self._on.get(name) else []
+        count, width = int(ledger.devices[row]), ledger.milli_free.shape[1]
+        milli = [WHOLE] * count + [0] * (width - count)
+        mem = [int(ledger.device_mib[row])] * count + [0] * (width - count)
+        cpu, mib = int(ledger.cpu_total[row]), int(ledger.mib_total[row])
+        owners = [0] * width
+        found = []
+        for lease, task in self._on.get(name, ()):
+            cpu, mib = cpu - task.milli_cpu, mib - task.mib
+            if self._leases.get(lease.lease) is not lease or ledger.leases.get(lease.lease) is not lease:
+                found.append(f"{lease.lease} holds a part of {name} and is not held")
+            for d in task.devices:
+                milli[d] -= task_milli_per_device(task)
+                mem[d] -= task.gpu_mib
+                owners[d] += WHOLE if task.milli_gpu >= WHOLE else 1
+        if milli != ledger.milli_free[row].tolist() or mem != ledger.mem_free[row].tolist():
+            found.append(f"the devices of {name} do not match the leases held")
+        if cpu != ledger.cpu_free[row] or mib != ledger.mib_free[row]:
+            found.append(f"CPU or memory of {name} does not match the leases held")
+        if min(cpu, mib, *milli, *mem) < 0:
+            found.append(f"more of {name} is leased than there is")
+        if any(owner > WHOLE for owner in owners):
+            found.append(f"a device of {name} is held whole and shared")
+        return found
+
+    def _team(self, name: str) -> list[str]:
+        ledger, used = self._ledger, self._used.get(name, {})
+        row = ledger.team_row.get(name)
+        if row is None:
+            return [f"team {name} uses GPUs and is not known"] if any(used.values()) else []
+        if ledger.used[row].tolist() != [used.get(model, 0) for model in ledger.models]:
+            return [f"what team {name} uses does not match its leases"]
+        return []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger_events import image
 
 from moorage.scheduling.ledger import (
     Event,
@@ -48,21 +49,6 @@ def pool(*events: Event) -> Ledger:
     for event in (TeamSet(TeamSpec(name="ops")), NodeUp(node()), NodeUp(node("n1", 1)), *events):
         step(ledger, event)
     return ledger
-
-
-def image(ledger: Ledger) -> dict[str, object]:
-    """Every attribute of the state, arrays as bytes with shape and type."""
-    values = {name: getattr(ledger, name) for name in Ledger.__slots__}
-    return {
-        name: (value.shape, str(value.dtype), value.tobytes())
-        if isinstance(value, np.ndarray)
-        else list(value.items())
-        if isinstance(value, dict)
-        else list(value)
-        if isinstance(value, list)
-        else value
-        for name, value in values.items()
-    }
 
 
 REFUSED: dict[str, Event] = {
