@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moorage.scheduling.simulator.model import JOB_CLASSES, ArrivalsResult, BoolArray, JobsResult, Workload
-from moorage.scheduling.simulator.openb import acceptance
+from moorage.scheduling.simulator.openb import acceptance, curve
 
 DEMANDS = (50, 80, 100, 130)
 """Percent of demand at which `curve` is read."""
@@ -17,20 +17,28 @@ HOUR_NS = 3600 * 10**9
 DAY_NS = 24 * HOUR_NS
 
 
-def arrivals_figures(workload: Workload, runs: Sequence[ArrivalsResult], demand: float) -> dict[str, Any]:
-    """The openb figures of one policy over its seeds. `curve` is None beyond the demand."""
+def arrivals_figures(
+    workload: Workload, runs: Sequence[ArrivalsResult], demand: float, capacity: int
+) -> dict[str, Any]:
+    """The openb figures of one policy over its seeds. `capacity` is milli-GPU.
+
+    `curve` is None beyond the demand. `idle_though_asked_by_demand` is what fragmentation costs: the GPUs that stand
+    idle though as many have been asked for.
+    """
     last = round(100 * demand)
     by_seed = np.array([run.allocation for run in runs])
     counts = [acceptance(workload, run.order, run.accepted) for run in runs]
     arrived = np.sum([count.arrived for count in counts], axis=0)
     accepted = np.sum([count.accepted for count in counts], axis=0)
+    milli = workload.gpus()
+    asked = [curve(milli[run.order], np.ones(len(run.order), np.bool_), capacity, demand) for run in runs]
     seconds = sum(run.elapsed_s for run in runs)
     placed = int(sum(int(run.accepted.sum()) for run in runs))
-    curve = by_seed.mean(axis=0)
+    held = by_seed.mean(axis=0)
     return {
-        "allocation_percent": plain(curve[last]),
+        "allocation_percent": plain(held[last]),
         "per_seed": {str(run.seed): plain(run.allocation[last]) for run in runs},
-        "curve": {str(d): plain(curve[d]) if d <= last else None for d in sorted({*DEMANDS, last})},
+        "curve": {str(d): plain(held[d]) if d <= last else None for d in sorted({*DEMANDS, last})},
         "acceptance_by_class": {
             name: round(100 * int(accepted[row]) / int(arrived[row]), 3)
             for row, name in enumerate(JOB_CLASSES)
@@ -40,15 +48,11 @@ def arrivals_figures(workload: Workload, runs: Sequence[ArrivalsResult], demand:
         "placements": placed,
         "placements_per_second": round(placed / seconds, 1) if seconds else None,
         "moves": int(sum(run.moves for run in runs)),
-        "allocation_by_demand": [plain(value) for value in curve],
-        "idle_though_asked_by_demand": [plain(value) for value in idle_though_asked(curve)],
+        "allocation_by_demand": [plain(value) for value in held],
+        "idle_though_asked_by_demand": [
+            plain(value) for value in np.minimum(np.mean(asked, axis=0), 100) - held
+        ],
     }
-
-
-def idle_though_asked(curve: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[D + 1] percent of the GPUs that stood idle though as much had been asked for: what fragmentation costs."""
-    idle: npt.NDArray[np.float64] = np.maximum(np.minimum(np.arange(len(curve)), 100.0) - curve, 0.0)
-    return idle
 
 
 def jobs_figures(workload: Workload, run: JobsResult) -> dict[str, Any]:

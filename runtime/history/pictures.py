@@ -63,6 +63,13 @@ def _policies(report: Report) -> list[tuple[str, str, dict[str, Any]]]:
     return [(name, _COLOURS[at % len(_COLOURS)], one) for at, (name, one) in enumerate(found.items())]
 
 
+def _legend(axes: Any) -> None:
+    """Beside the title, so that it covers no figure."""
+    axes.legend(
+        frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1, fontsize=8
+    )
+
+
 def _over_demand(axes: Any, report: Report, column: str) -> bool:
     if report.data["trace"] != "openb":
         return False
@@ -70,7 +77,7 @@ def _over_demand(axes: Any, report: Report, column: str) -> bool:
         axes.plot(range(len(found[column])), found[column], color=colour, label=name, linewidth=1.6)
     axes.set_xlabel("GPU demand that arrived (% of the GPUs)")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    _legend(axes)
     return True
 
 
@@ -105,7 +112,7 @@ def _acceptance(axes: Any, report: Report) -> bool:
     axes.set_xticks(range(len(classes)), classes)
     axes.set_ylabel("jobs placed when they came (%)")
     axes.set_title(f"Acceptance at {round(100 * report.data['demand'])}% demand, by class of job", loc="left")
-    axes.legend(frameon=False, loc="lower left")
+    _legend(axes)
     return True
 
 
@@ -131,7 +138,7 @@ def _jct(axes: Any, report: Report) -> bool:
     axes.set_ylabel("jobs (%)")
     axes.set_title("Job completion time", loc="left")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower right")
+    _legend(axes)
     return True
 
 
@@ -149,34 +156,32 @@ def _queued(axes: Any, report: Report) -> bool:
 
 
 def _fairness(axes: Any, report: Report) -> bool:
-    """Mean JCT of each team, against the first policy's where there are several."""
+    """Mean JCT of each team. Of several policies, against the static partition if it is there, else the first."""
     if not report.jct_hours:
         return False
     policies = _policies(report)
-    first = policies[0][2]["by_team"]
-    teams = sorted((team for team, one in first.items() if one["jobs"]), key=lambda t: -first[t]["gpu_share"])
-    teams = [
-        team
-        for team in teams[:_TEAMS_SHOWN]
-        if all(p["by_team"][team]["avg_jct_hours"] for _, _, p in policies)
-    ]
+    base = next((one for one in policies if one[0].startswith("static")), policies[0])
+    mean = {
+        name: {team: one["avg_jct_hours"] for team, one in f["by_team"].items()} for name, _, f in policies
+    }
+    share = {team: one["gpu_share"] for team, one in base[2]["by_team"].items()}
+    teams = [t for t in sorted(share, key=lambda t: -share[t]) if all(mean[name][t] for name in mean)]
+    teams = teams[:_TEAMS_SHOWN]
     compared = len(policies) > 1
-    for _, colour, found in policies[1:] if compared else policies:
-        values = [found["by_team"][team]["avg_jct_hours"] for team in teams]
-        if compared:
-            values = [value / first[team]["avg_jct_hours"] for value, team in zip(values, teams, strict=True)]
-        axes.plot(range(len(teams)), values, "o", color=colour)
+    for name, colour, _ in policies:
+        if compared and name == base[0]:
+            continue
+        values = [mean[name][team] / (mean[base[0]][team] if compared else 1) for team in teams]
+        axes.plot(range(len(teams)), values, "o", color=colour, label=name)
     if compared:
         axes.axhline(1, color="#999999", linestyle=":", linewidth=1)
-        for name, colour, _ in policies[1:]:
-            axes.plot([], [], "o", color=colour, label=name)
-        axes.legend(frameon=False)
-        axes.set_ylabel(f"mean JCT / that under {policies[0][0]}")
-    else:
-        axes.set_ylabel("mean JCT (hours)")
+        _legend(axes)
+    axes.set_ylabel(f"mean JCT / that under {base[0]}" if compared else "mean JCT (hours)")
     axes.set_yscale("log")
-    labels = [f"{team}\n{100 * first[team]['gpu_share']:.0f}%" for team in teams]
-    axes.set_xticks(range(len(teams)), labels, fontsize=7)
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(lambda value, _: f"{value:g}")
+    labels = [f"{team}\n{100 * share[team]:.0f}%" for team in teams]
+    axes.set_xticks(range(len(teams)), labels, fontsize=6)
     axes.set_xlabel("team, and its share of the GPU time")
     axes.set_title("Fairness: completion time by team", loc="left")
     return True

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from moorage.errors import InvalidRequest
 from moorage.runtime.history import figures
 from moorage.runtime.history.trace import Trace, left_out_counts, left_out_json
-from moorage.scheduling.model import DeviceRule, NodeSpec
+from moorage.scheduling.model import WHOLE, DeviceRule, NodeSpec
 from moorage.scheduling.simulator import engine, replay
 from moorage.scheduling.simulator.model import NotSimulated, Workload
 
@@ -72,7 +72,7 @@ def fill(
                         stopwatch=time.perf_counter,
                     )
                 )
-            found[policy] = figures.arrivals_figures(workload, runs, demand)
+            found[policy] = figures.arrivals_figures(workload, runs, demand, gpus * WHOLE)
         if progress is not None:
             progress("done", 1, 1)
     head = {
