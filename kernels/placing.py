@@ -25,17 +25,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.placing_scores import (
-    FAR,
-    TIE_BITS,
-    Classes,
-    Nodes,
-    Scoring,
-    base_value,
-    device_choice,
-    score,
-    share,
-)
+from moorage.kernels import placing_scores as rules
+from moorage.kernels.placing_scores import FAR, TIE_BITS, Classes, Nodes, Scoring
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -46,8 +37,10 @@ _TIE_MASK = np.int64((1 << TIE_BITS) - 1)
 
 
 class Scores(NamedTuple):
-    """The cache of one decision. `fresh_scores` makes one; only `find` and `take` write it."""
+    """The cache of one decision. `fresh_scores` makes one; only `find`, `take` and `touch` write it."""
 
+    state: I64
+    """[N,8+2G]: the nodes by rows, see `placing_scores`"""
     key: I64
     """[C,S]: by slot; a row means nothing until its class was first asked for"""
     block: I64
@@ -59,7 +52,7 @@ class Scores(NamedTuple):
     node: I64
     """[S]: the node of a slot, -1 = padding"""
     by_tie: I64
-    """[2**k]: the node of a tie rank"""
+    """[N]: the node of a tie rank"""
     log: I64
     """[L]: the nodes changed, a ring"""
     clock: I64
@@ -67,13 +60,15 @@ class Scores(NamedTuple):
     changed: I64
     """[N]: the clock after the last change of a node"""
     seen: I64
-    """[C]: the clock when the class was last refreshed, -1 = never"""
-    full: I64
-    """[C]: the clock when the class was found to fit nowhere, -1 = not so"""
+    """[C,2]: the clock when the class was last refreshed; when it was found to fit nowhere; -1 = never"""
     base: I64
-    """[N]: the value of a node as it is, for rules that score by its fall"""
-    base_seen: I64
-    """[N]: the clock when `base` was computed, -1 = never"""
+    """[N,2]: the value of a node as it is, for rules that score by its fall; 1 = right"""
+    sums: I64
+    """[N,K]: potential: the summed values of a node's holes; FGD: [2,L] of scratch"""
+    todo: I64
+    """[N]: scratch: the nodes to rescore"""
+    found: I64
+    """[N]: scratch: their keys"""
 
 
 def fresh_scores(nodes: Nodes, classes: Classes, scoring: Scoring) -> Scores:
@@ -87,150 +82,288 @@ def fresh_scores(nodes: Nodes, classes: Classes, scoring: Scoring) -> Scores:
     order = np.argsort(nodes.model, kind="stable")
     rows, sizes = np.unique(nodes.model, return_counts=True)
     blocks = -(-sizes // BLOCK)
-    starts = (np.cumsum(blocks) - blocks) * BLOCK
+    # Where the run of each model begins, less where it began before padding.
+    moved = np.repeat((np.cumsum(blocks) - blocks) * BLOCK - (np.cumsum(sizes) - sizes), sizes)
     slot = np.empty(count, np.int64)
-    firsts = np.cumsum(sizes) - sizes
-    for start, first, size in zip(starts, firsts, sizes, strict=True):
-        slot[order[first : first + size]] = start + np.arange(size)
+    slot[order] = np.arange(count) + moved
     slots = int(blocks.sum()) * BLOCK
     node = np.full(slots, -1, np.int64)
     node[slot] = np.arange(count)
     by_tie = np.empty(count, np.int64)
     by_tie[scoring.tie] = np.arange(count)
-    return Scores(
+    fgd = scoring.kind == rules.FGD
+    scores = Scores(
+        state=np.empty((count, rules.DEVICES + 2 * nodes.milli_free.shape[1]), np.int64),
         key=np.empty((shapes, slots), np.int64),
         block=np.empty((shapes, slots // BLOCK), np.int64),
         block_model=np.repeat(rows, blocks).astype(np.int64),
         slot=slot,
         node=node,
         by_tie=by_tie,
-        log=np.zeros(max(64, count), np.int64),
+        log=np.zeros(max(BLOCK, count), np.int64),
         clock=np.zeros(2, np.int64),
         changed=np.zeros(count, np.int64),
-        seen=np.full(shapes, -1, np.int64),
-        full=np.full(shapes, -1, np.int64),
-        base=np.zeros(count, np.int64),
-        base_seen=np.full(count, -1, np.int64),
+        seen=np.full((shapes, 2), -1, np.int64),
+        base=np.zeros((count, 2), np.int64),
+        sums=np.zeros((2, len(scoring.levels)) if fgd else (count, scoring.value.shape[2]), np.int64),
+        todo=np.empty(count, np.int64),
+        found=np.empty(count, np.int64),
     )
+    _copy_all(nodes, scores.state)
+    return scores
 
 
 @numba.njit(cache=True)
-def _key(
-    nodes: Nodes, classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int, raylet: bool
-) -> np.int64:
-    if not classes.allowed[c, n] or nodes.cpu_free[n] < classes.cpu[c] or nodes.mib_free[n] < classes.mib[c]:
-        return FAR
-    if scoring.kind <= 2 and scoring.kind > 0 and scores.base_seen[n] < scores.changed[n]:
-        scores.base[n] = base_value(nodes, scoring, n)
-        scores.base_seen[n] = scores.clock[0]
-    found = score(nodes, classes, scoring, scores.base[n], c, n, raylet)
-    return FAR if found == FAR else (found << TIE_BITS) | scoring.tie[n]
+def _copy_all(nodes: Nodes, state: I64) -> None:
+    for n in range(len(state)):
+        _copy(nodes, state, n)
 
 
 @numba.njit(cache=True)
-def _store(scores: Scores, c: int, n: int, key: np.int64) -> None:
-    """Set one key and keep the least of its block right."""
-    s = scores.slot[n]
-    b = s // BLOCK
-    old = scores.key[c, s]
-    scores.key[c, s] = key
-    if key < scores.block[c, b]:
-        scores.block[c, b] = key
-    elif old == scores.block[c, b] and key > old:
-        least = FAR
-        for i in range(b * BLOCK, b * BLOCK + BLOCK):
-            least = min(least, scores.key[c, i])
-        scores.block[c, b] = least
+def _copy(nodes: Nodes, state: I64, n: int) -> None:
+    """One node into its row."""
+    width = nodes.milli_free.shape[1]
+    state[n, rules.CPU], state[n, rules.MIB] = nodes.cpu_free[n], nodes.mib_free[n]
+    state[n, rules.MODEL], state[n, rules.COUNT] = nodes.model[n], nodes.devices[n]
+    state[n, rules.DEVICE_MIB] = nodes.device_mib[n]
+    free, idle = np.int64(0), np.int64(0)
+    for d in range(width):
+        milli = nodes.milli_free[n, d]
+        free += milli
+        if milli == WHOLE:
+            idle += 1
+        state[n, rules.DEVICES + d] = milli
+        state[n, rules.DEVICES + width + d] = nodes.mem_free[n, d]
+    state[n, rules.IDLE], state[n, rules.FREE] = idle, free
 
 
 @numba.njit(cache=True)
-def _same(nodes: Nodes, a: int, b: int) -> bool:
-    """Whether two nodes are in the same state."""
-    if (
-        nodes.cpu_free[a] != nodes.cpu_free[b]
-        or nodes.mib_free[a] != nodes.mib_free[b]
-        or nodes.device_mib[a] != nodes.device_mib[b]
-        or nodes.devices[a] != nodes.devices[b]
-        or nodes.model[a] != nodes.model[b]
-    ):
-        return False
-    for d in range(nodes.milli_free.shape[1]):
-        if nodes.milli_free[a, d] != nodes.milli_free[b, d] or nodes.mem_free[a, d] != nodes.mem_free[b, d]:
-            return False
-    return True
+def _score(
+    state: I64,
+    base: I64,
+    sums: I64,
+    value: I64,
+    price: I64,
+    typical: I64,
+    levels: I64,
+    steps: I64,
+    kind: int,
+    salt: int,
+    c: int,
+    n: int,
+    milli: int,
+    gpu_mib: int,
+    cpu: int,
+    mib: int,
+    raylet: bool,
+) -> tuple[int, int]:
+    """(score, device or -1) of a task on a node which has the CPU and memory; FAR when the devices do not fit it."""
+    device, mem = -1, np.int64(0)
+    if milli >= WHOLE:
+        if state[n, rules.IDLE] * WHOLE < milli or gpu_mib > state[n, rules.DEVICE_MIB]:
+            return FAR, -1
+    elif milli > 0:
+        mem = rules.share(milli, gpu_mib, state[n, rules.DEVICE_MIB])
+        device = rules.tightest(state, n, milli, mem, raylet)
+        if device < 0:
+            return FAR, -1
+    cost = np.int64(0)
+    if kind == rules.POTENTIAL:
+        worth = base[n, 0]
+        if device < 0:
+            cost = rules.whole_cost(state, n, value, price, sums, worth, milli // WHOLE, cpu, mib)
+        elif raylet:
+            cost = rules.fraction_cost(state, n, value, price, sums, worth, device, milli, cpu, mib)
+        else:
+            cost, device = rules.cheapest_device(state, n, value, price, sums, worth, milli, mem, cpu, mib)
+    elif kind == rules.FGD:
+        frag = base[n, 0]
+        if device < 0 or raylet:
+            mask = np.int64(1) << device if device >= 0 else rules.lowest_idle(state, n, milli // WHOLE)
+            cost = rules.fragments(state, n, mask, milli, cpu, typical, levels, steps, frag, sums)
+        else:
+            cost, device = rules.least_fragmented(
+                state, n, milli, mem, cpu, typical, levels, steps, frag, sums
+            )
+    elif kind == rules.BEST_FIT:
+        cost = rules.best_fit(state, n, milli, device)
+    elif kind == rules.DOT_PRODUCT:
+        cost = rules.dot_product(state, n, milli, cpu)
+    elif kind == rules.RANDOM:
+        cost = rules.mixed(salt, c, n, state[n, rules.CPU], state[n, rules.FREE])
+    return int(cost), int(device)
 
 
 @numba.njit(cache=True)
-def _fill(nodes: Nodes, classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool) -> None:
+def _keys(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool, count: int) -> None:
+    """Into `scores.found` the keys of class `c` for the first `count` nodes of `scores.todo`."""
+    milli, gpu_mib, cpu, mib = classes.milli[c], classes.gpu_mib[c], classes.cpu[c], classes.mib[c]
+    allowed, tie, kind, salt = classes.allowed, scoring.tie, scoring.kind, scoring.salt
+    state, base, sums, todo, out = scores.state, scores.base, scores.sums, scores.todo, scores.found
+    value, price = scoring.value, scoring.price
+    typical, levels, steps = scoring.typical, scoring.levels, scoring.steps
+    for i in range(count):
+        n = todo[i]
+        out[i] = FAR
+        if not allowed[c, n] or state[n, rules.CPU] < cpu or state[n, rules.MIB] < mib:
+            continue
+        if base[n, 1] == 0:
+            if kind == rules.POTENTIAL:
+                base[n, 0] = rules.node_worth(state, n, value, price, sums)
+            elif kind == rules.FGD:
+                base[n, 0] = rules.fragmentation(state, n, state[n, rules.CPU], typical, levels, sums)
+            base[n, 1] = 1
+        found = _score(
+            state,
+            base,
+            sums,
+            value,
+            price,
+            typical,
+            levels,
+            steps,
+            kind,
+            salt,
+            c,
+            n,
+            milli,
+            gpu_mib,
+            cpu,
+            mib,
+            raylet,
+        )[0]
+        if found != FAR:
+            out[i] = (found << TIE_BITS) | tie[n]
+
+
+@numba.njit(cache=True)
+def _fill(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool) -> None:
     """All keys of a class. Neighbours in the same state, the many of an idle pool, are scored once."""
-    last, last_key = -1, FAR
-    for b in range(scores.block.shape[1]):
+    state, node, todo, found, tie = scores.state, scores.node, scores.todo, scores.found, scoring.tie
+    count, last = 0, -1
+    for s in range(len(node)):
+        n = node[s]
+        if n < 0 or not classes.allowed[c, n]:
+            continue
+        same = last >= 0 and scoring.kind != rules.RANDOM
+        if same:
+            for j in range(state.shape[1]):
+                if state[n, j] != state[last, j]:
+                    same = False
+                    break
+        if not same:
+            todo[count] = n
+            count += 1
+            last = n
+    _keys(classes, scores, scoring, c, raylet, count)
+    keys, blocks = scores.key, scores.block
+    at = -1
+    for b in range(blocks.shape[1]):
         least = FAR
         for s in range(b * BLOCK, b * BLOCK + BLOCK):
-            n = scores.node[s]
-            key = FAR
+            n, key = node[s], FAR
             if n >= 0 and classes.allowed[c, n]:
-                if last < 0 or not _same(nodes, last, n):
-                    last, last_key = n, _key(nodes, classes, scores, scoring, c, n, raylet)
-                elif scoring.kind == 4:
-                    last_key = _key(nodes, classes, scores, scoring, c, n, raylet)
-                if last_key != FAR:
-                    key = (last_key & ~_TIE_MASK) | scoring.tie[n]
-            scores.key[c, s] = key
+                if at + 1 < count and todo[at + 1] == n:
+                    at += 1
+                if found[at] != FAR:
+                    key = (found[at] & ~_TIE_MASK) | tie[n]
+            keys[c, s] = key
             least = min(least, key)
-        scores.block[c, b] = least
+        blocks[c, b] = least
 
 
 @numba.njit(cache=True)
-def _refresh(nodes: Nodes, classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool) -> None:
+def _refresh(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool) -> None:
     """Bring the keys of a class up to date with the nodes."""
-    now, since = scores.clock[0], scores.seen[c]
+    now, since = scores.clock[0], scores.seen[c, 0]
+    scores.seen[c, 0] = now
     if since < 0:
-        _fill(nodes, classes, scores, scoring, c, raylet)
-    elif now - since > len(scores.log) // 2:
-        for n in range(len(scores.changed)):
-            if scores.changed[n] > since:
-                _store(scores, c, n, _key(nodes, classes, scores, scoring, c, n, raylet))
+        _fill(classes, scores, scoring, c, raylet)
+        return
+    log, changed, todo, count = scores.log, scores.changed, scores.todo, 0
+    if now - since > len(log) // 2:
+        for n in range(len(changed)):
+            if changed[n] > since:
+                todo[count] = n
+                count += 1
     else:
         for at in range(since, now):
-            n = scores.log[at % len(scores.log)]
-            if scores.changed[n] == at + 1:  # else it changed once more later in the log
-                _store(scores, c, n, _key(nodes, classes, scores, scoring, c, n, raylet))
-    scores.seen[c] = now
+            n = log[at % len(log)]
+            if changed[n] == at + 1:  # else it comes once more later in the log
+                todo[count] = n
+                count += 1
+    _keys(classes, scores, scoring, c, raylet, count)
+    slot, keys, blocks, found = scores.slot, scores.key, scores.block, scores.found
+    for i in range(count):
+        s, key = slot[todo[i]], found[i]
+        b, old = s // BLOCK, keys[c, s]
+        keys[c, s] = key
+        if key < blocks[c, b]:
+            blocks[c, b] = key
+        elif old == blocks[c, b] and key > old:
+            least = FAR
+            for j in range(b * BLOCK, b * BLOCK + BLOCK):
+                least = min(least, keys[c, j])
+            blocks[c, b] = least
+
+
+@numba.njit(cache=True)
+def _devices(classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int, raylet: bool) -> int:
+    """Mask of the devices a task of class `c`, known to fit on node `n`, takes there."""
+    milli = classes.milli[c]
+    if milli >= WHOLE:
+        return int(rules.lowest_idle(scores.state, n, milli // WHOLE))
+    if milli == 0:
+        return 0
+    device = _score(
+        scores.state,
+        scores.base,
+        scores.sums,
+        scoring.value,
+        scoring.price,
+        scoring.typical,
+        scoring.levels,
+        scoring.steps,
+        scoring.kind,
+        scoring.salt,
+        c,
+        n,
+        milli,
+        classes.gpu_mib[c],
+        classes.cpu[c],
+        classes.mib[c],
+        raylet,
+    )[1]
+    return 1 << int(device)
 
 
 @numba.njit(cache=True)
 def find(
-    nodes: Nodes,
-    classes: Classes,
-    scores: Scores,
-    scoring: Scoring,
-    c: int,
-    models: int,
-    raylet: bool,
-) -> tuple[int, np.int64]:
+    nodes: Nodes, classes: Classes, scores: Scores, scoring: Scoring, c: int, models: int, raylet: bool
+) -> tuple[int, int]:
     """(node, device mask) for one task of class `c`, (-1, 0) when nothing fits.
 
     `models` is a bit mask of the GPU model rows that may be used, -1 = all. A cache serves one `scoring` and one
     device rule. Ties go to the lowest `scoring.tie`.
     """
-    if scores.full[c] >= scores.clock[1]:
-        return -1, np.int64(0)
-    if scores.seen[c] != scores.clock[0]:
-        _refresh(nodes, classes, scores, scoring, c, raylet)
-    best, any_model = FAR, FAR
-    for b in range(scores.block.shape[1]):
-        key = scores.block[c, b]
-        any_model = min(any_model, key)
-        if key < best and (models < 0 or (models >> scores.block_model[b]) & 1):
+    if scores.seen[c, 1] >= scores.clock[1]:
+        return -1, 0
+    if scores.seen[c, 0] != scores.clock[0]:
+        _refresh(classes, scores, scoring, c, raylet)
+    block, block_model = scores.block, scores.block_model
+    best, least = FAR, FAR
+    for b in range(len(block_model)):
+        key = block[c, b]
+        least = min(least, key)
+        if key < best and (models < 0 or (models >> block_model[b]) & 1):
             best = key
-    if any_model == FAR and (not raylet or classes.milli[c] == 0 or classes.milli[c] >= WHOLE):
+    if best != FAR:
+        n = scores.by_tie[best & _TIE_MASK]
+        return int(n), _devices(classes, scores, scoring, c, n, raylet)
+    if least == FAR and (not raylet or classes.milli[c] == 0 or classes.milli[c] >= WHOLE):
         # Taking never makes room for it; under the raylet's rule it may, by moving the device it would use.
-        scores.full[c] = scores.clock[0]
-    if best == FAR:
-        return -1, np.int64(0)
-    n = scores.by_tie[best & _TIE_MASK]
-    return n, device_choice(nodes, classes, scoring, c, n, raylet)
+        scores.seen[c, 1] = scores.clock[0]
+    return -1, 0
 
 
 @numba.njit(cache=True)
@@ -243,10 +376,10 @@ def find_among(
     models: int,
     raylet: bool,
     among: Bool,
-) -> tuple[int, np.int64]:
+) -> tuple[int, int]:
     """`find` over the nodes marked in `among` only: O(N)."""
-    if scores.seen[c] != scores.clock[0]:
-        _refresh(nodes, classes, scores, scoring, c, raylet)
+    if scores.seen[c, 0] != scores.clock[0]:
+        _refresh(classes, scores, scoring, c, raylet)
     best = FAR
     for n in range(len(among)):
         if among[n]:
@@ -254,37 +387,36 @@ def find_among(
             if key < best and (models < 0 or (models >> nodes.model[n]) & 1):
                 best = key
     if best == FAR:
-        return -1, np.int64(0)
+        return -1, 0
     n = scores.by_tie[best & _TIE_MASK]
-    return n, device_choice(nodes, classes, scoring, c, n, raylet)
+    return int(n), _devices(classes, scores, scoring, c, n, raylet)
 
 
 @numba.njit(cache=True)
-def take(
-    nodes: Nodes, classes: Classes, scores: Scores, c: int, n: int, mask: np.int64, sign: int
-) -> np.int64:
+def take(nodes: Nodes, classes: Classes, scores: Scores, c: int, n: int, mask: int, sign: int) -> int:
     """Take (sign -1) or give back (+1) one task of class `c`; returns the MiB held on each of its devices."""
     milli = classes.milli[c]
-    each = min(milli, np.int64(WHOLE))
-    mem = share(milli, classes.gpu_mib[c], nodes.device_mib[n]) if milli > 0 else np.int64(0)
-    if mask != 0:
-        for d in range(nodes.milli_free.shape[1]):
+    mem = np.int64(0)
+    if milli > 0:
+        mem = rules.share(milli, classes.gpu_mib[c], nodes.device_mib[n])
+        for d in range(nodes.devices[n]):
             if mask >> d & 1:
-                nodes.milli_free[n, d] += sign * each
+                nodes.milli_free[n, d] += sign * min(milli, WHOLE)
                 nodes.mem_free[n, d] += sign * mem
     nodes.cpu_free[n] += sign * classes.cpu[c]
     nodes.mib_free[n] += sign * classes.mib[c]
-    touch(scores, n, sign > 0)
-    return mem
+    touch(nodes, scores, n, sign > 0)
+    return int(mem)
 
 
 @numba.njit(cache=True)
-def touch(scores: Scores, n: int, room: bool) -> None:
+def touch(nodes: Nodes, scores: Scores, n: int, room: bool) -> None:
     """Say that a node changed. Whoever writes `Nodes` by hand calls this; `room` when something became free."""
+    _copy(nodes, scores.state, n)
     at = scores.clock[0]
     scores.log[at % len(scores.log)] = n
-    scores.clock[0] = at + 1
-    scores.changed[n] = at + 1
+    scores.clock[0] = scores.changed[n] = at + 1
+    scores.base[n, 1] = 0
     if room:
         scores.clock[1] = at + 1
 

@@ -1,7 +1,11 @@
 """The rules by which a placement is scored (numba): what a task would cost on a node, lower is better.
 
-`KINDS`: 0 best fit, 1 potential, 2 FGD, 3 dot product, 4 random, 5 first. All arithmetic is in int64, so a score is
-the same on every machine.
+0 best fit, 1 potential, 2 FGD, 3 dot product, 4 random, 5 first. All arithmetic is in int64, so a score is the same
+on every machine.
+
+The rules read a node as one row of `state` (int64[N, DEVICES + 2 * G]): the columns named below, then the free
+milli-GPU of its devices, then their free MiB. One array with a node's figures side by side is what makes a score cost
+tens of nanoseconds.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ Bool = npt.NDArray[np.bool_]
 
 WHOLE = 1000
 BEST_FIT, POTENTIAL, FGD, DOT_PRODUCT, RANDOM, FIRST = range(6)
+CPU, MIB, MODEL, COUNT, DEVICE_MIB, IDLE, FREE, DEVICES = range(8)
 TIE_BITS = 21
 """A key is `score << TIE_BITS | tie`: up to two million nodes, scores within +-2**41."""
 
-FAR = np.int64(2**62)
-_MOST = np.int64(2**41 - 1)
-_CPU_MOST = np.int64(10**9)
+FAR = 2**62
+_MOST = 2**41 - 1
+_AMPLE = 10**9
 
 
 class Nodes(NamedTuple):
@@ -49,34 +54,29 @@ class Classes(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """One rule and its tables. `scheduling.packing.scorings` makes them; those a rule does not use are of length 0.
-
-    M GPU model rows, K price points, T typical tasks, G devices.
-    """
+    """One rule and its tables, made by `scheduling.packing.scorings`. M GPU model rows, K price points, G devices."""
 
     kind: int
     tie: I64
     """[N]: a permutation; ties go to the lowest"""
     salt: int
     """random: its seed"""
-    hole: I64
-    """potential [M,K,1001]: value of a device by what is free on it, less what its CPU and memory cost"""
-    idle: I64
-    """potential [M,K,G+1]: value of so many wholly idle devices together"""
-    cpu_price: I64
-    """potential [M,K]: per milli-CPU"""
-    mib_price: I64
-    """potential [M,K]: per MiB"""
+    value: I64
+    """potential [M,1001+G+1,K]: by what is free on a device: its value, less the CPU and memory its use costs.
+    Entries 0 and
+    1000 are 0: wholly idle devices count together, `value[m, 1001 + i]` for i of them."""
+    price: I64
+    """potential [M,2,K]: per milli-CPU, per MiB"""
     typical: I64
     """FGD [T,5]: row in `levels`, devices, milli-CPU, frequency, bit mask of the models it may use"""
     levels: I64
     """FGD [L]: distinct milli-GPU per device of the typical tasks"""
     steps: I64
-    """FGD [100]: the gain at which the score rises to each percent"""
+    """FGD [99]: the gain at which the score rises to each percent"""
 
 
 @numba.njit(cache=True)
-def share(milli: np.int64, gpu_mib: np.int64, device_mib: np.int64) -> np.int64:
+def share(milli: int, gpu_mib: int, device_mib: int) -> int:
     """MiB a task holds on each device it touches."""
     if milli >= WHOLE:
         return device_mib
@@ -84,115 +84,56 @@ def share(milli: np.int64, gpu_mib: np.int64, device_mib: np.int64) -> np.int64:
 
 
 @numba.njit(cache=True)
-def tightest(nodes: Nodes, n: int, milli: np.int64, mem: np.int64, raylet: bool) -> int:
+def tightest(state: I64, n: int, milli: int, mem: int, raylet: bool) -> int:
     """Device for a fraction: the smallest sufficient remainder, ties to the lowest index; -1 = none.
 
     Under the raylet's rule memory does not steer the choice: if the device it would take lacks memory, the node
     cannot be used.
     """
-    best, left = -1, FAR
-    for d in range(nodes.devices[n]):
-        free = nodes.milli_free[n, d]
-        if free >= milli and free < left and (raylet or nodes.mem_free[n, d] >= mem):
+    best, left, end = -1, FAR, DEVICES + state[n, COUNT]
+    stride = (state.shape[1] - DEVICES) // 2
+    for d in range(DEVICES, end):
+        free = state[n, d]
+        if free >= milli and free < left and (raylet or state[n, d + stride] >= mem):
             best, left = d, free
-    if best >= 0 and nodes.mem_free[n, best] < mem:
+    if best < 0 or state[n, best + stride] < mem:
         return -1
-    return best
+    return best - DEVICES
 
 
 @numba.njit(cache=True)
-def idle_devices(nodes: Nodes, n: int) -> int:
-    count = 0
-    for d in range(nodes.devices[n]):
-        if nodes.milli_free[n, d] == WHOLE:
-            count += 1
-    return count
+def lowest_idle(state: I64, n: int, need: int) -> int:
+    """Mask of the first `need` wholly idle devices."""
+    mask = np.int64(0)
+    for d in range(state[n, COUNT]):
+        if need > 0 and state[n, DEVICES + d] == WHOLE:
+            mask |= np.int64(1) << d
+            need -= 1
+    return int(mask)
 
 
 @numba.njit(cache=True)
-def node_free(nodes: Nodes, n: int) -> np.int64:
-    """Milli-GPU free on a node."""
-    free = np.int64(0)
-    for d in range(nodes.devices[n]):
-        free += nodes.milli_free[n, d]
-    return free
-
-
-@numba.njit(cache=True)
-def device_choice(nodes: Nodes, classes: Classes, scoring: Scoring, c: int, n: int, raylet: bool) -> np.int64:
-    """The devices a task of class `c`, known to fit on node `n`, takes there."""
-    milli = classes.milli[c]
-    if milli == 0:
-        return np.int64(0)
-    if milli >= WHOLE:
-        mask, need = np.int64(0), milli // WHOLE
-        for d in range(nodes.devices[n]):
-            if nodes.milli_free[n, d] == WHOLE and need > 0:
-                mask |= np.int64(1) << d
-                need -= 1
-        return mask
-    if raylet or scoring.kind > FGD or scoring.kind == BEST_FIT:
-        mem = share(milli, classes.gpu_mib[c], nodes.device_mib[n])
-        return np.int64(np.int64(1) << tightest(nodes, n, milli, mem, raylet))
-    return np.int64(np.int64(1) << _steered(nodes, classes, scoring, np.int64(0), c, n)[1])
-
-
-@numba.njit(cache=True)
-def score(
-    nodes: Nodes, classes: Classes, scoring: Scoring, base: np.int64, c: int, n: int, raylet: bool
-) -> np.int64:
-    """Score of a task of class `c` on node `n`, which has the CPU and memory; FAR when the devices do not fit it.
-
-    `base` is `base_value` of the node, for the rules which score by its fall.
-    """
-    milli = classes.milli[c]
-    device = -1
-    if milli >= WHOLE:
-        if nodes.devices[n] * WHOLE < milli or classes.gpu_mib[c] > nodes.device_mib[n]:
-            return FAR
-        if idle_devices(nodes, n) * WHOLE < milli:
-            return FAR
-    elif milli > 0:
-        device = tightest(nodes, n, milli, share(milli, classes.gpu_mib[c], nodes.device_mib[n]), raylet)
-        if device < 0:
-            return FAR
-    kind = scoring.kind
-    if kind in (POTENTIAL, FGD):
-        if device >= 0 and not raylet:
-            return np.int64(_steered(nodes, classes, scoring, base, c, n)[0])
-        return np.int64(_fall(nodes, classes, scoring, base, c, n, device))
-    if kind == BEST_FIT:
-        return np.int64(_best_fit(nodes, milli, n, device))
-    if kind == DOT_PRODUCT:
-        return np.int64(_dot_product(nodes, classes, c, n))
-    return (
-        _mixed(scoring.salt, c, n, nodes.cpu_free[n], node_free(nodes, n)) if kind == RANDOM else np.int64(0)
-    )
-
-
-@numba.njit(cache=True)
-def _best_fit(nodes: Nodes, milli: np.int64, n: int, device: int) -> np.int64:
+def best_fit(state: I64, n: int, milli: int, device: int) -> int:
     """The remainder left on the device or of whole devices, then the least free on the node (Johnson, 1973)."""
-    free = node_free(nodes, n)
+    free = state[n, FREE]
     if milli == 0:
-        return np.int64(free * 1_000_000 + min(nodes.cpu_free[n] // 1000, np.int64(999_999)))
-    left = nodes.milli_free[n, device] - milli if device >= 0 else idle_devices(nodes, n) - milli // WHOLE
-    return np.int64((left << 17) + free)
+        return int(free * 1_000_000 + min(state[n, CPU] // 1000, 999_999))
+    left = state[n, DEVICES + device] - milli if device >= 0 else state[n, IDLE] - milli // WHOLE
+    return int((left << 17) + free)
 
 
 @numba.njit(cache=True)
-def _dot_product(nodes: Nodes, classes: Classes, c: int, n: int) -> np.int64:
-    """Demand times what is free, in percent: the smallest first, as FGD's authors ran Tetris (SIGCOMM'14).
+def dot_product(state: I64, n: int, milli: int, cpu: int) -> int:
+    """Demand times what is free, in percent, the smallest first: as FGD's authors ran Tetris (SIGCOMM'14).
 
     CPU and GPU by the largest node of their cluster, 128 cores and 8 devices.
     """
-    cpu = nodes.cpu_free[n] * classes.cpu[c] * 4000  # over 128,000**2 * 4000
-    gpu = node_free(nodes, n) * classes.milli[c] * 1_024_000  # over 8,000**2 * 1,024,000: the same
-    return 100 - np.int64(100 - (cpu + gpu) * 100 / (2 * 65_536_000_000_000.0))
+    product = float(state[n, CPU]) / 128_000 * cpu / 128_000 + float(state[n, FREE]) / 8_000 * milli / 8_000
+    return int(100 - int(100 * (1 - product / 2)))
 
 
 @numba.njit(cache=True)
-def _mixed(salt: int, c: int, n: int, cpu: np.int64, free: np.int64) -> np.int64:
+def mixed(salt: int, c: int, n: int, cpu: int, free: int) -> int:
     """40 bits that look random and change whenever the node does (the mixer of splitmix64)."""
     x = np.uint64(salt) ^ (np.uint64(c) * np.uint64(0x9E3779B97F4A7C15)) ^ (np.uint64(n) << np.uint64(40))
     x ^= np.uint64(cpu) * np.uint64(0xD6E8FEB86659FD93) ^ np.uint64(free)
@@ -202,122 +143,162 @@ def _mixed(salt: int, c: int, n: int, cpu: np.int64, free: np.int64) -> np.int64
         x ^= x >> np.uint64(27)
         x *= np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
-    return np.int64(x >> np.uint64(24))
+    return int(np.int64(x >> np.uint64(24)))
 
 
 @numba.njit(cache=True)
-def base_value(nodes: Nodes, scoring: Scoring, n: int) -> np.int64:
-    """What a node as it is is worth (potential), or its fragmentation (FGD); rules without such a value: 0."""
-    if scoring.kind == POTENTIAL:
-        return np.int64(_worth(nodes, scoring, n, nodes.cpu_free[n], nodes.mib_free[n]))
-    if scoring.kind == FGD:
-        return np.int64(_fragmentation(nodes, scoring, n, nodes.cpu_free[n]))
-    return np.int64(0)
+def hole_sums(state: I64, n: int, value: I64, sums: I64) -> None:
+    """Into `sums[n]` the summed value of the node's holes at each price point."""
+    m, points = state[n, MODEL], value.shape[2]
+    for k in range(points):
+        sums[n, k] = value[m, WHOLE + 1 + state[n, IDLE], k]
+    for d in range(DEVICES, DEVICES + state[n, COUNT]):
+        free = state[n, d]
+        if 0 < free < WHOLE:
+            for k in range(points):
+                sums[n, k] += value[m, free, k]
 
 
 @numba.njit(cache=True)
-def _steered(
-    nodes: Nodes, classes: Classes, scoring: Scoring, base: np.int64, c: int, n: int
-) -> tuple[np.int64, int]:
-    """(score, device) of the device where a fraction costs least, ties to the lowest index."""
-    milli = classes.milli[c]
-    mem = share(milli, classes.gpu_mib[c], nodes.device_mib[n])
+def node_worth(state: I64, n: int, value: I64, price: I64, sums: I64) -> int:
+    """The potential of a node, its `sums` brought up to date.
+
+    The least over the price points of the values of the holes plus the CPU and memory left at those prices: the
+    Lagrangian bound on what can still be packed there.
+    """
+    hole_sums(state, n, value, sums)
+    m, least = state[n, MODEL], FAR
+    cpu, mib = min(state[n, CPU], _AMPLE), min(state[n, MIB], _AMPLE)
+    for k in range(value.shape[2]):
+        least = min(least, sums[n, k] + price[m, 0, k] * cpu + price[m, 1, k] * mib)
+    return int(least)
+
+
+@numba.njit(cache=True)
+def whole_cost(
+    state: I64, n: int, value: I64, price: I64, sums: I64, base: int, need: int, cpu: int, mib: int
+) -> int:
+    """The fall of the potential when `need` idle devices, CPU and memory are taken."""
+    m, idle, least = state[n, MODEL], WHOLE + 1 + state[n, IDLE], FAR
+    cpu_left, mib_left = min(state[n, CPU], _AMPLE) - cpu, min(state[n, MIB], _AMPLE) - mib
+    for k in range(value.shape[2]):
+        holes = sums[n, k] + value[m, idle - need, k] - value[m, idle, k]
+        least = min(least, holes + price[m, 0, k] * cpu_left + price[m, 1, k] * mib_left)
+    return int(min(max(base - least, -_MOST), _MOST))
+
+
+@numba.njit(cache=True)
+def fraction_cost(
+    state: I64, n: int, value: I64, price: I64, sums: I64, base: int, d: int, milli: int, cpu: int, mib: int
+) -> int:
+    """The fall of the potential when a fraction goes on device `d`."""
+    m, free, least = state[n, MODEL], state[n, DEVICES + d], FAR
+    cpu_left, mib_left = min(state[n, CPU], _AMPLE) - cpu, min(state[n, MIB], _AMPLE) - mib
+    now, less = free, 0
+    if free == WHOLE:
+        now = WHOLE + 1 + state[n, IDLE]
+        less = now - 1
+    for k in range(value.shape[2]):
+        holes = sums[n, k] + value[m, free - milli, k] - value[m, now, k] + value[m, less, k]
+        least = min(least, holes + price[m, 0, k] * cpu_left + price[m, 1, k] * mib_left)
+    return int(min(max(base - least, -_MOST), _MOST))
+
+
+@numba.njit(cache=True)
+def cheapest_device(
+    state: I64, n: int, value: I64, price: I64, sums: I64, base: int, milli: int, mem: int, cpu: int, mib: int
+) -> tuple[int, int]:
+    """(cost, device) of the device where a fraction lets the potential fall least, ties to the lowest index."""
     best, device = FAR, -1
-    for d in range(nodes.devices[n]):
-        free = nodes.milli_free[n, d]
-        if free < milli or nodes.mem_free[n, d] < mem:
+    stride = (state.shape[1] - DEVICES) // 2
+    last = np.int64(-1)
+    for d in range(DEVICES, DEVICES + state[n, COUNT]):
+        free = state[n, d]
+        if free < milli or free == last or state[n, d + stride] < mem:
             continue
-        twin = False
-        for e in range(d):
-            if nodes.milli_free[n, e] == free and nodes.mem_free[n, e] >= mem:
-                twin = True
-                break
-        if twin:
-            continue
-        cost = _fall(nodes, classes, scoring, base, c, n, d)
+        last = free
+        cost = fraction_cost(state, n, value, price, sums, base, d - DEVICES, milli, cpu, mib)
         if cost < best:
-            best, device = cost, d
-    return best, device
+            best, device = cost, d - DEVICES
+    return int(best), int(device)
 
 
 @numba.njit(cache=True)
-def _fall(
-    nodes: Nodes, classes: Classes, scoring: Scoring, base: np.int64, c: int, n: int, device: int
-) -> np.int64:
-    """Score by the change of the node's value, the task placed on `device` (-1: the idle devices or none)."""
-    milli, cpu, mib = classes.milli[c], classes.cpu[c], classes.mib[c]
-    need = milli // WHOLE
-    mask = np.int64(0)
-    if device >= 0:
-        mask = np.int64(1) << device
-        nodes.milli_free[n, device] -= milli
-    elif need > 0:
-        for d in range(nodes.devices[n]):
-            if need > 0 and nodes.milli_free[n, d] == WHOLE:
-                nodes.milli_free[n, d] = 0
-                mask |= np.int64(1) << d
-                need -= 1
-    if scoring.kind == POTENTIAL:
-        after = _worth(nodes, scoring, n, nodes.cpu_free[n] - cpu, nodes.mib_free[n] - mib)
-        found = min(max(base - after, -_MOST), _MOST)
-    else:
-        found = _percent(scoring, base - _fragmentation(nodes, scoring, n, nodes.cpu_free[n] - cpu))
-    for d in range(nodes.devices[n]):
-        if mask >> d & 1:
-            nodes.milli_free[n, d] += min(milli, np.int64(WHOLE))
-    return np.int64(found)
-
-
-@numba.njit(cache=True)
-def _worth(nodes: Nodes, scoring: Scoring, n: int, cpu: np.int64, mib: np.int64) -> np.int64:
-    """The potential of a node: the least over price points of its holes' values plus its CPU and memory's."""
-    m = nodes.model[n]
-    least = FAR
-    idle = idle_devices(nodes, n)
-    for k in range(scoring.cpu_price.shape[1]):
-        value = scoring.idle[m, k, idle]
-        for d in range(nodes.devices[n]):
-            free = nodes.milli_free[n, d]
-            if free < WHOLE:
-                value += scoring.hole[m, k, free]
-        value += scoring.cpu_price[m, k] * min(cpu, _CPU_MOST) + scoring.mib_price[m, k] * min(mib, _CPU_MOST)
-        least = min(least, value)
-    return least
-
-
-@numba.njit(cache=True)
-def _fragmentation(nodes: Nodes, scoring: Scoring, n: int, cpu: np.int64) -> np.int64:
+def fragmentation(state: I64, n: int, cpu: int, typical: I64, levels: I64, at: I64) -> int:
     """Expected free milli-GPU that a typical task cannot use, times the unit of the frequencies.
 
-    "Beware of Fragmentation" (Weng et al., USENIX ATC'23), section 3.
+    "Beware of Fragmentation" (Weng et al., USENIX ATC'23), section 3. `at` is scratch, int64[2,L].
     """
-    total = node_free(nodes, n)
-    frag = np.int64(0)
-    small = np.empty(len(scoring.levels), np.int64)
-    count = np.empty(len(scoring.levels), np.int64)
-    for i in range(len(scoring.levels)):
-        level, s, k = scoring.levels[i], np.int64(0), np.int64(0)
-        for d in range(nodes.devices[n]):
-            free = nodes.milli_free[n, d]
-            if free < level:
-                s += free
+    total = np.int64(0)
+    for i in range(len(levels)):
+        at[0, i] = at[1, i] = 0
+    for d in range(DEVICES, DEVICES + state[n, COUNT]):
+        free = state[n, d]
+        total += free
+        for i in range(len(levels)):
+            if free < levels[i]:
+                at[0, i] += free
             else:
-                k += 1
-        small[i], count[i] = s, k
-    model = nodes.model[n]
-    for t in range(len(scoring.typical)):
-        i = scoring.typical[t, 0]
+                at[1, i] += 1
+    model = state[n, MODEL]
+    frag = np.int64(0)
+    for t in range(len(typical)):
+        i = typical[t, 0]
         fits = (
-            scoring.levels[i] > 0
-            and scoring.typical[t, 1] <= count[i]
-            and scoring.typical[t, 2] <= cpu
-            and (scoring.typical[t, 4] >> model) & 1
+            levels[i] > 0
+            and typical[t, 1] <= at[1, i]
+            and typical[t, 2] <= cpu
+            and (typical[t, 4] >> model) & 1
         )
-        frag += scoring.typical[t, 3] * (small[i] if fits else total)
-    return frag
+        frag += typical[t, 3] * (at[0, i] if fits else total)
+    return int(frag)
 
 
 @numba.njit(cache=True)
-def _percent(scoring: Scoring, gain: np.int64) -> np.int64:
-    """100 minus FGD's score, int(100 * sigmoid(gain)): a step function, so kept as its steps."""
-    return 100 - np.int64(np.searchsorted(scoring.steps, gain, side="right"))
+def fragments(
+    state: I64,
+    n: int,
+    mask: int,
+    milli: int,
+    cpu: int,
+    typical: I64,
+    levels: I64,
+    steps: I64,
+    base: int,
+    at: I64,
+) -> int:
+    """100 minus FGD's score, int(100 * sigmoid(gain)), for a task on the devices of `mask`."""
+    each = min(milli, WHOLE)
+    for d in range(state[n, COUNT]):
+        if mask >> d & 1:
+            state[n, DEVICES + d] -= each
+    after = fragmentation(state, n, state[n, CPU] - cpu, typical, levels, at)
+    for d in range(state[n, COUNT]):
+        if mask >> d & 1:
+            state[n, DEVICES + d] += each
+    return int(100 - np.searchsorted(steps, base - after, side="right"))
+
+
+@numba.njit(cache=True)
+def least_fragmented(
+    state: I64,
+    n: int,
+    milli: int,
+    mem: int,
+    cpu: int,
+    typical: I64,
+    levels: I64,
+    steps: I64,
+    base: int,
+    at: I64,
+) -> tuple[int, int]:
+    """(cost, device) of the device where a fraction fragments least, ties to the lowest index."""
+    best, device = FAR, -1
+    stride = (state.shape[1] - DEVICES) // 2
+    for d in range(state[n, COUNT]):
+        if state[n, DEVICES + d] < milli or state[n, DEVICES + stride + d] < mem:
+            continue
+        cost = fragments(state, n, 1 << d, milli, cpu, typical, levels, steps, base, at)
+        if cost < best:
+            best, device = cost, d
+    return int(best), int(device)
