@@ -148,10 +148,8 @@ def fits(workload: Workload, nodes: Sequence[NodeSpec]) -> BoolArray:
     for node in nodes:
         key = (node.gpu_model, node.devices, node.device_mib, node.milli_cpu, node.mib)
         kinds[key] = kinds.get(key, 0) + 1
-    shape = np.column_stack(
-        [getattr(workload, name) for name in ("milli_gpu", "gpu_mib", "milli_cpu", "mib", "models")]
-    )
-    distinct, which = np.unique(shape, axis=0, return_inverse=True)
+    first, which = _shapes(workload)
+    distinct = np.column_stack([getattr(workload, name)[first] for name in _SHAPE])
     held = np.zeros(len(distinct), np.int64)
     for row, (milli, gpu_mib, cpu, mib, models) in enumerate(distinct.tolist()):
         allowed = workload.model_sets[models]
@@ -159,7 +157,19 @@ def fits(workload: Workload, nodes: Sequence[NodeSpec]) -> BoolArray:
             if milli and allowed and model not in allowed:
                 continue
             held[row] += count * _tasks_on(milli, gpu_mib, cpu, mib, devices, device_mib, node_cpu, node_mib)
-    return np.asarray(held[which.reshape(-1)] >= np.maximum(workload.min_workers, 1), np.bool_)
+    return np.asarray(held[which] >= np.maximum(workload.min_workers, 1), np.bool_)
+
+
+_SHAPE = ("milli_gpu", "gpu_mib", "milli_cpu", "mib", "models")
+
+
+def _shapes(workload: Workload) -> tuple[IntArray, IntArray]:
+    """(a row of each distinct task, [n] which of them each job has). Column by column: sorting whole rows is slow."""
+    first, which = np.zeros(min(len(workload), 1), np.int64), np.zeros(len(workload), np.int64)
+    for name in _SHAPE:
+        values, at = np.unique(getattr(workload, name), return_inverse=True)
+        _, first, which = np.unique(which * len(values) + at, return_index=True, return_inverse=True)
+    return first, which
 
 
 def _tasks_on(
