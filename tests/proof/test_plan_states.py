@@ -2,7 +2,8 @@
 
 What is durable: the recorded events, and of each job whether it arrived, started, ended. What a crash takes: the
 ledger, the queue, and a plan that was made and not applied. A plan is applied job by job, and the crash may come after
-each. The applier here is a small one of the test: the control plane's own is tested with its store. No job is lost, started twice, or started by a plan that is older than the ledger.
+each. No job is lost, started twice, or started by a plan that is older than the ledger. The applier is a small one of
+this test: the control plane's own is tested with its store.
 """
 
 from __future__ import annotations
