@@ -61,6 +61,7 @@ def jobs_figures(workload: Workload, run: JobsResult) -> dict[str, Any]:
     jct = (run.finish_ns - workload.submit_ns) / HOUR_NS
     figures = _times(jct, ended, run)
     figures["makespan_days"] = plain(run.finish_ns[ended].max() / DAY_NS) if ended.any() else None
+    figures["unfinished"] = int((~ended).sum())
     figures["preemptions"] = int(run.preemptions.sum())
     gpu_ns = workload.gpus() / 1000 * workload.duration_ns
     figures["lost_gpu_percent"] = plain(

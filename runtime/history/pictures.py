@@ -25,7 +25,7 @@ def library() -> Any:
     except ImportError:
         raise InvalidRequest(
             "the pictures need the package matplotlib",
-            todo="pip install 'moorage[plots]', or leave --out away",
+            todo="install it: pip install 'moorage[plots]', or leave --out away",
             code="extra-missing",
         ) from None
     matplotlib.rcParams["svg.hashsalt"] = "moorage"  # the same report is the same file
