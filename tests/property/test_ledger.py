@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import pytest
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from ledger_events import attempt, differences, image, rebuilt, replay
 
 from moorage.scheduling.ledger import (
+    Event,
     LeaseGranted,
     LeaseReleased,
     Ledger,
-    LedgerError,
     NodeDown,
     NodeUp,
     TeamSet,
+    accepts,
     step,
 )
-from moorage.scheduling.model import JobRequest, Lease, NodeSpec, Policy, Shape, Snapshot, TeamSpec
+from moorage.scheduling.model import (
+    JobRequest,
+    Lease,
+    NodeSpec,
+    Plan,
+    Policy,
+    Role,
+    Shape,
+    Snapshot,
+    TaskPlacement,
+    TeamSpec,
+)
 from moorage.scheduling.planner import plan
 from moorage.scheduling.quota import team_use
-from moorage.scheduling.validate import check
+from moorage.scheduling.validate import Auditor, check
 
 MILLI = st.sampled_from([0, 100, 180, 300, 500, 600, 1000, 2000, 4000])
 TEAMS = ("ops", "research", "search")
@@ -32,7 +45,10 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ledger = Ledger()
-        self.log: list[object] = []
+        self.auditor = Auditor(self.ledger)
+        self.log: list[Event] = []
+        self.follower = np.zeros((0, 0), np.int64)
+        self.seen_at = self.ledger.mark()
         self.pending: list[JobRequest] = []
         self.count = 0
         for name in TEAMS:
@@ -44,9 +60,17 @@ class PoolMachine(RuleBasedStateMachine):
                 NodeUp(NodeSpec(name=name, gpu_model="A", devices=4, device_mib=24000, milli_cpu=8000))
             )
 
-    def apply(self, event: object) -> None:
-        step(self.ledger, event)  # type: ignore[arg-type]
+    def apply(self, event: Event) -> None:
+        step(self.ledger, event)
         self.log.append(event)
+        assert self.auditor.after(event) == []
+
+    def refused(self, event: Event) -> None:
+        """It must be, and leave everything as it was."""
+        before = image(self.ledger)
+        assert not attempt(self.ledger, event), f"{event} applied"
+        assert image(self.ledger) == before
+        assert self.auditor.after(event, applied=False) == []
 
     @rule(n=st.integers(0, 4), devices=st.integers(0, 6), mib=st.sampled_from([0, 8000, 24000]))
     def node_up(self, n: int, devices: int, mib: int) -> None:
@@ -58,11 +82,11 @@ class PoolMachine(RuleBasedStateMachine):
             milli_cpu=8000,
             mib=9000,
         )
-        before = self.ledger.version
-        try:
+        if accepts(self.ledger, spec):
             self.apply(NodeUp(spec))
-        except LedgerError:
-            assert self.ledger.version == before
+        else:
+            self.refused(NodeUp(spec))
+            assert any(task.node == spec.name for held in self.ledger.leases.values() for task in held.tasks)
 
     @precondition(lambda self: self.ledger.node_names)
     @rule(data=st.data())
@@ -122,16 +146,21 @@ class PoolMachine(RuleBasedStateMachine):
             )
         )
 
-    @rule(now=st.integers(0, 10**13))
-    def tick(self, now: int) -> None:
+    @rule(now=st.integers(0, 10**13), crash=st.none() | st.integers(0, 3))
+    def tick(self, now: int, crash: int | None) -> None:
+        """Plan and apply; with `crash`, only so many starts are recorded before the control plane is gone."""
         snapshot = Snapshot(version=self.ledger.version, ledger=self.ledger, pending=tuple(self.pending))
         decided = plan(snapshot, Policy(), now)
+        again = Snapshot(version=self.ledger.version, ledger=replay(self.log), pending=tuple(self.pending))
+        assert columns(plan(again, Policy(), now)) == columns(decided), (
+            "a replayed ledger gives the same plan"
+        )
         seen = sorted([*decided.admitted.tolist(), *decided.deferred.tolist()])
         assert seen == list(range(len(self.pending))), "every waiting job starts or has a reason"
         for _, reason in decided.waiting(snapshot):
             assert reason.text()
         started = set()
-        for request, tasks in list(decided.admissions(snapshot)):
+        for request, tasks in list(decided.admissions(snapshot))[:crash]:
             workers = sum(t.role == "worker" for t in tasks)
             expected = 0 if request.worker.empty else request.workers
             assert min(expected, request.min_workers) <= workers <= expected
@@ -146,6 +175,8 @@ class PoolMachine(RuleBasedStateMachine):
             started.add(request.job)
             self.within_allowance(lease)
         self.pending = [r for r in self.pending if r.job not in started]
+        if crash is not None:
+            self.restart()
 
     def within_allowance(self, lease: Lease) -> None:
         """No admission raises a team's use above its allowance: its limit, and quota plus what is lent (S2).
@@ -163,31 +194,91 @@ class PoolMachine(RuleBasedStateMachine):
             assert sum(max(0, int(used[t] - own[t])) for t in range(len(own))) <= lent + spare
 
     @precondition(lambda self: self.ledger.leases)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), off=st.integers(1, 9))
+    def release(self, data: st.DataObject, off: int) -> None:
+        """A lease ends once, by its own epoch alone, and its epoch never comes again."""
         lease = self.ledger.leases[data.draw(st.sampled_from(sorted(self.ledger.leases)))]
-        with pytest.raises(LedgerError, match="stale"):
-            step(self.ledger, LeaseReleased(lease.lease, lease.epoch + 1))
+        assert lease in self.ledger.held_by(lease.job)
+        for stale in (lease.epoch - off, lease.epoch + off):
+            self.refused(LeaseReleased(lease.lease, stale))
+        self.refused(LeaseGranted(lease))
         self.apply(LeaseReleased(lease.lease, lease.epoch))
-        with pytest.raises(LedgerError, match="not held"):
-            step(self.ledger, LeaseReleased(lease.lease, lease.epoch))
+        self.refused(LeaseReleased(lease.lease, lease.epoch))
+        self.refused(LeaseGranted(lease))
+        assert lease not in self.ledger.held_by(lease.job)
+
+    @precondition(lambda self: self.ledger.leases)
+    @rule(data=st.data(), milli=st.sampled_from([1, 500, 1000]))
+    def beside_a_whole_device(self, data: st.DataObject, milli: int) -> None:
+        """Nobody gets a part of a device that a lease holds whole."""
+        held = [
+            (task.node, d)
+            for lease in self.ledger.leases.values()
+            for task in lease.tasks
+            for d in task.devices
+            if task.milli_gpu >= 1000
+        ]
+        if held:
+            node, d = data.draw(st.sampled_from(held))
+            self.refused(LeaseGranted(self.lease(node, (d,), milli)))
+
+    @precondition(lambda self: self.ledger.node_names)
+    @rule(data=st.data(), devices=st.lists(st.integers(-1, 5), max_size=3), milli=MILLI)
+    def grant_anything(self, data: st.DataObject, devices: list[int], milli: int) -> None:
+        """A lease nobody planned: applied whole, or refused whole."""
+        node = data.draw(st.sampled_from(self.ledger.node_names))
+        lease = self.lease(node, tuple(devices), milli)
+        before = image(self.ledger)
+        if attempt(self.ledger, LeaseGranted(lease)):
+            self.log.append(LeaseGranted(lease))
+            assert self.auditor.after(LeaseGranted(lease)) == []
+        else:
+            assert image(self.ledger) == before
+
+    def lease(self, node: str, devices: tuple[int, ...], milli: int) -> Lease:
+        epoch = self.ledger.last_epoch + 1
+        task = TaskPlacement(
+            role=Role.WORKER,
+            index=0,
+            node=node,
+            devices=devices,
+            milli_gpu=milli,
+            gpu_mib=0,
+            milli_cpu=0,
+            mib=0,
+        )
+        return Lease(lease=f"l{epoch}", job="unplanned", team="ops", epoch=epoch, tasks=(task, task))
 
     @rule()
     def restart(self) -> None:
         """The state is the fold of its events: nothing else is needed to come back."""
-        again = Ledger()
-        for event in self.log:
-            step(again, event)  # type: ignore[arg-type]
-        for name in Ledger.__slots__:
-            a, b = getattr(self.ledger, name), getattr(again, name)
-            assert (a == b).all() if hasattr(a, "all") else a == b, name
-        self.ledger = again
+        again = replay(self.log)
+        assert image(again) == image(self.ledger)
+        assert differences(self.ledger, rebuilt(self.ledger)) == []
+        self.ledger, self.auditor = again, Auditor(again)
+
+    @rule()
+    def follow(self) -> None:
+        """Who copies only the rows that were touched since has them all; another history is copied whole."""
+        rows, all_of_it = self.ledger.touched_since(self.seen_at), self.ledger.milli_free
+        if rows is None or self.follower.shape != all_of_it.shape:
+            self.follower = all_of_it.copy()
+        else:
+            self.follower[rows] = all_of_it[rows]
+        assert np.array_equal(self.follower, all_of_it)
+        self.seen_at = self.ledger.mark()
 
     @invariant()
     def sound(self) -> None:
         check(self.ledger)
         for use in team_use(self.ledger):
             assert use.allowance >= 0
+
+
+def columns(decided: Plan) -> list[object]:
+    """A plan as bytes."""
+    values = (getattr(decided, name) for name in type(decided).__slots__)
+    return [value.tobytes() if isinstance(value, np.ndarray) else value for value in values]
 
 
 PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -24,23 +24,24 @@ NODES, TEAMS = 6, 4
 
 
 def storm(events: int, seed: int) -> tuple[int, int]:
-    """Try that many random events; after each, every invariant it may have touched is checked.
+    """Try random events until that many applied; after each, every invariant it may have touched is checked.
 
     Now and then all of them are, and the ledger is lost and built again: from its last copy and the events since,
-    byte for byte the same, and from its figures alone. Returns how many events applied, and how often it was lost.
+    byte for byte the same, and from its figures alone. Returns how many events were tried, and how often it was lost.
     """
     weather, rng = Storm(seed), random.Random(seed)
     ledger, since = Ledger(), weather.start()
-    base, applied, crashes = Ledger(), 0, 0
+    base, applied, tried, crashes = Ledger(), 0, 0, 0
     replay(since, ledger)
     auditor = Auditor(ledger)
-    for count in range(events):
+    while applied < events:
+        tried += 1
         event = weather.next(ledger)
         if done := attempt(ledger, event):
             since.append(event)
         applied += done
         found = auditor.after(event, done)
-        assert not found, f"event {count}, {event}: {found}"
+        assert not found, f"event {tried}, {event}: {found}"
         if rng.random() < 0.001:
             assert violations(ledger) == []
             again = replay(since, base.copy())
@@ -49,20 +50,19 @@ def storm(events: int, seed: int) -> tuple[int, int]:
             base, ledger, since = again.copy(), again, []
             auditor, crashes = Auditor(ledger), crashes + 1
     assert violations(ledger) == []
-    return applied, crashes
+    return tried, crashes
 
 
 def test_a_storm_of_events_breaks_nothing() -> None:
-    applied, crashes = storm(20_000, seed=3)
-    assert 10_000 < applied < 18_000, "both what applies and what is refused must be drawn"
+    tried, crashes = storm(10_000, seed=3)
+    assert 12_000 < tried < 30_000, "both what applies and what is refused must be drawn"
     assert crashes > 5
 
 
 @pytest.mark.soak
 def test_a_million_events_each_checked() -> None:
-    applied, crashes = storm(1_000_000, seed=4)
-    print(f"{applied} of 1000000 events applied, {crashes} crashes")
-    assert applied > 500_000
+    tried, crashes = storm(1_000_000, seed=4)
+    print(f"1000000 of {tried} events applied, {crashes} crashes")
     assert crashes > 500
 
 
