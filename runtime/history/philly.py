@@ -108,10 +108,8 @@ def read_jobs(path: Path, per_node: int) -> Trace:
 
 
 def tasks_of(gpus: IntArray, per_node: int) -> IntArray:
-    """[n] the fewest equal tasks of at most `per_node` GPUs each."""
-    distinct, which = np.unique(gpus, return_inverse=True)
-    fewest = [
-        next(n for n in range(-(-total // per_node), total + 1) if total % n == 0)
-        for total in distinct.tolist()
-    ]
-    return np.array(fewest, np.int64)[which.reshape(-1)]
+    """[n] the fewest equal tasks of at most `per_node` GPUs each: by the largest such divisor."""
+    most = np.ones(len(gpus), np.int64)
+    for size in range(2, per_node + 1):
+        most[gpus % size == 0] = size
+    return np.asarray(gpus // most, np.int64)

@@ -9,7 +9,9 @@ import csv
 import gzip
 import io
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -97,16 +99,22 @@ def read_table(path: Path, required: Mapping[str, Parser], optional: Mapping[str
         raise DataError(
             f"{source} is not UTF-8 text", why=f"byte {error.start} of a block", code="trace-not-text"
         ) from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{source} is a broken gzip file", why=str(error), code="trace-unreadable") from None
     except csv.Error as error:
         raise DataError(f"{source} is not CSV", why=str(error), code="trace-not-text") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read", why=str(error.strerror), code="trace-unreadable") from None
 
 
-def _opened(path: Path) -> io.TextIOWrapper:
-    raw = path.open("rb")
-    packed = raw.peek(2)[:2] == b"\x1f\x8b"
-    return io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, "utf-8-sig", newline="")
+@contextmanager
+def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
+    with path.open("rb") as raw:
+        packed = raw.peek(2)[:2] == b"\x1f\x8b"
+        with io.TextIOWrapper(
+            gzip.GzipFile(fileobj=raw) if packed else raw, "utf-8-sig", newline=""
+        ) as content:
+            yield content
 
 
 def _read(
@@ -216,7 +224,7 @@ def _each(column: str, cells: Cells, note: Note, *, fraction: bool) -> npt.NDArr
 def moment(column: str, cells: Cells, note: Note) -> IntArray:
     """[n] int64 nanoseconds: ISO dates and times (UTC unless they say otherwise), or seconds.
 
-    Noted: what is neither, and what is outside 1678 to 2261, the years that nanoseconds hold.
+    Noted: what is neither, and what is not from 1970 to 2100: differences then stay far inside an int64.
     """
     try:
         if all(len(cell) == 19 for cell in cells):
@@ -231,13 +239,13 @@ def moment(column: str, cells: Cells, note: Note) -> IntArray:
         if seconds is None:
             note(at, "not-a-time", f"{column} {shown(cell)} is not a time (2017-10-09 07:01:55, or seconds)")
         elif not _FIRST_S <= seconds <= _LAST_S:
-            note(at, "too-large", f"{column} {shown(cell)} is not between 1678 and 2261")
+            note(at, "out-of-range", f"{column} {shown(cell)} is not between 1970 and 2100")
         else:
             made[at] = round(seconds * 10**9)
     return made
 
 
-_FIRST_S, _LAST_S = -9_214_560_000, 9_214_646_400
+_FIRST_S, _LAST_S = 0, 4_102_444_800
 
 
 def _seconds(cell: str) -> float | None:

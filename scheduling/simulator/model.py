@@ -156,10 +156,13 @@ def fits(workload: Workload, nodes: Sequence[NodeSpec]) -> BoolArray:
         for (model, devices, device_mib, node_cpu, node_mib), count in kinds.items():
             if milli and allowed and model not in allowed:
                 continue
-            held[row] += count * _tasks_on(milli, gpu_mib, cpu, mib, devices, device_mib, node_cpu, node_mib)
+            each = _tasks_on(milli, gpu_mib, cpu, mib, devices, device_mib, node_cpu, node_mib)
+            held[row] += count * min(each, _MANY)
     return np.asarray(held[which] >= np.maximum(workload.min_workers, 1), np.bool_)
 
 
+_MANY = 2**32
+"""Tasks on one node: no more are counted, so that no sum overflows."""
 _SHAPE = ("milli_gpu", "gpu_mib", "milli_cpu", "mib", "models")
 
 

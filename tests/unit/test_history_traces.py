@@ -141,6 +141,8 @@ def test_jobs_of_philly_that_are_left_out(tmp_path: Path) -> None:
         "never,1,1,0,b",
         f"2017-10-09 07:00:10,1,{2**62 + 7},0,b",
         "2017-10-09 07:00:10,1,456,0,b",
+        f"2017-10-09 07:00:10,1,{2**53 - 111},0,b",
+        "1969-10-09 07:00:10,1,1,0,b",
     ]
     path = written(tmp_path, "\n".join([head, *rows, *more]) + "\n")
     found = philly.read_jobs(path, per_node=8).that_fit(philly.nodes(448, 56))
@@ -153,6 +155,8 @@ def test_jobs_of_philly_that_are_left_out(tmp_path: Path) -> None:
         (9, "not-a-time"),
         (10, "too-large"),
         (11, "fits-nowhere"),
+        (12, "fits-nowhere"),
+        (13, "out-of-range"),
     ]
     assert len(found.workload) == 3 and found.rows.tolist() == [2, 1, 3]
 
