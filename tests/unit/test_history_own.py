@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from control_world import NODES, World, world
-from sqlalchemy import Row, Table, select
+from sqlalchemy import Row, Table, delete, select
 
 from moorage.errors import DataError, InvalidRequest, NotFound
 from moorage.runtime.control.clock import ManualClock
 from moorage.runtime.control.store import Store, sqlite_url
 from moorage.runtime.control.tables import jobs as job_table
 from moorage.runtime.control.tables import leases as lease_table
-from moorage.runtime.history.own import _gang, read_own
+from moorage.runtime.history.own import _gang, _history, _reading, read_own
 from moorage.scheduling.simulator.model import Kind
 
 S = 10**9
@@ -72,6 +73,31 @@ def test_reading_changes_nothing_and_needs_no_lock(tmp_path: Path) -> None:
         url = str(w.service.core.store.engine.url)
         with w.service.core.store.write():  # a writer in the middle of its transaction
             assert read_own(url).trace.workload.names == (job,)
+
+
+def test_the_view_cannot_be_written_through(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "c.db")
+    Store(url, ManualClock()).close()
+    with pytest.raises(DataError, match="history-unreadable"), _reading(url) as db:
+        db.execute(delete(job_table))
+
+
+def test_a_lease_that_is_still_held_has_no_duration_yet() -> None:
+    ask = {"workers": 1, "worker": {"milli_gpu": 1000}}
+    jobs = [
+        SimpleNamespace(id=name, team="ops", ask=ask, created_ns=5, ended_ns=ended)
+        for name, ended in (("done", 90), ("held", 90), ("never", 90))
+    ]
+    held = {
+        "done": SimpleNamespace(first=10, ran=70, granted=2, released=2),
+        "held": SimpleNamespace(first=10, ran=70, granted=2, released=1),
+    }
+    found = _history(jobs, held, (), {})
+    assert found.trace.workload.names == ("done",) and found.waited_ns.tolist() == [5]
+    assert [(one.name, one.code) for one in found.trace.left_out] == [
+        ("held", "not-ended"),
+        ("never", "never-started"),
+    ]
 
 
 def test_a_database_without_a_history_is_refused(tmp_path: Path) -> None:

@@ -115,8 +115,28 @@ def test_the_allocation_is_the_mean_of_what_rounds_to_the_demand() -> None:
 
 
 def test_halves_round_to_even_as_the_source_does() -> None:
-    found = curve(np.array([25, 10]), np.array([True, True]), 1000, 0.04)
-    assert found[2] == 2.5 and found[4] == 3.5, "2.5 rounds to 2, 3.5 to 4"
+    found = curve(np.array([25, 5, 5]), np.array([True, True, True]), 1000, 0.04)
+    assert found[2] == 2.5 and found[3] == 3.0 and found[4] == 3.5, "2.5 rounds to 2, 3.5 to 4"
+
+
+def test_the_numbers_are_drawn_in_the_sources_order() -> None:
+    """One number logged, the shuffle, the jobs appended, then the nodes: or every seed is another."""
+    milli, capacity = [1000, 500, 0, 2000, 200], 9_000
+    come = arrivals(jobs(milli), ["a", "b", "c"], capacity, 1.3, 42)
+    rand = GoRand(42)
+    rand.int63()
+    order, asked = rand.shuffle(5).tolist(), sum(milli)
+    while asked + min(milli[drawn := rand.intn(5)], 1000) <= 1.3 * capacity:
+        order.append(drawn)
+        asked += milli[drawn]
+    assert come.order.tolist() == order and len(order) > 5
+    assert come.tie.tolist() == rand.perm(3).tolist()
+
+
+def test_a_demand_that_is_met_exactly_is_met() -> None:
+    come = arrivals(jobs([1000] * 20), ["a"], 10_000, 1.0, 42)
+    assert len(come.order) == 10
+    assert sorted(arrivals(jobs([1000] * 20), ["a"], 20_000, 1.0, 42).order.tolist()) == list(range(20))
 
 
 def test_acceptance_counts_every_arrival() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import traces
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moorage.errors import DataError, InvalidRequest
@@ -205,12 +206,28 @@ NODE = st.builds(
     workers=st.integers(1, 6),
     models=st.integers(0, 1),
 )
+@example(  # a job without a GPU may run beside any model
+    nodes=[NodeSpec(name="n", gpu_model="B", devices=1, milli_cpu=9, mib=9)],
+    milli=0,
+    gpu_mib=0,
+    cpu=1,
+    mib=1,
+    workers=1,
+    models=1,
+)
+@example(  # a whole device with too little memory
+    nodes=[NodeSpec(name="n", gpu_model="A", devices=4, device_mib=8, milli_cpu=9, mib=9)],
+    milli=1000,
+    gpu_mib=9,
+    cpu=0,
+    mib=0,
+    workers=1,
+    models=0,
+)
 def test_fits_is_what_counting_one_by_one_says(
     nodes: list[NodeSpec], milli: int, gpu_mib: int, cpu: int, mib: int, workers: int, models: int
 ) -> None:
     """Against tasks placed one after another, each on the first node and devices with room."""
-    from dataclasses import replace
-
     base = openb_like()
     one = np.ones(1, np.int64)
     job = replace(

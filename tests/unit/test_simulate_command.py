@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def test_openb_prints_the_figures_of_the_contract(files: Path) -> None:
     assert 45 < found["curve"]["50"] < 55, "while there is room everything is taken"
     assert set(found["acceptance_by_class"]) == {"share", "1 GPU", "2 GPU"}
     assert found["placements_per_second"] == pytest.approx(found["placements"] / 1.5, abs=0.1)
+    assert found["idle_though_asked_by_demand"][130] == pytest.approx(100 - mean, abs=1e-3)
     assert found["left_out"] == [] and found["gpus"] == 20 and len(found["allocation_by_demand"]) == 131
 
 
@@ -164,6 +166,9 @@ def test_options_reach_the_engine(files: Path, monkeypatch: pytest.MonkeyPatch) 
     found = answer(*OPENB, "--migrate", "0.02", "--device-rule", "raylet", "--demand", "1.1")
     assert all(k["rule"] is DeviceRule.RAYLET and k["migrate"] == 0.02 for k in seen)
     assert [k["seed"] for k in seen if k["demand"] == 1.1] == [42, 43, 44]
+    assert [k.get("stopwatch") is None for k in seen] == [True, False, False, False], (
+        "the first call only compiles"
+    )
     assert found["moves"] == 6 and found["device_rule"] == "raylet" and found["migrate"] == 0.02
 
 
@@ -190,8 +195,6 @@ def test_philly_takes_nodes_of_eight_and_leaves_out_what_never_fits(files: Path)
 
 
 def test_a_job_that_never_ends_makes_no_figure(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     monkeypatch.setattr(
         engine, "simulate", lambda *a, **k: replace(run(*a, **k), finish_ns=np.array([-1, 5 * HOUR]))
     )
