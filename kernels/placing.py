@@ -21,11 +21,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from moorage.kernels import placing_scores as rules
+from moorage.kernels.jit import outer
 from moorage.kernels.placing_scores import FAR, TIE_BITS, Classes, Nodes, Scoring
 
 I64 = npt.NDArray[np.int64]
@@ -113,13 +113,13 @@ def fresh_scores(nodes: Nodes, classes: Classes, scoring: Scoring) -> Scores:
     return scores
 
 
-@numba.njit(cache=True)
+@outer
 def _copy_all(nodes: Nodes, state: I64) -> None:
     for n in range(len(state)):
         _copy(nodes, state, n)
 
 
-@numba.njit(cache=True)
+@outer
 def _copy(nodes: Nodes, state: I64, n: int) -> None:
     """One node into its row."""
     width = nodes.milli_free.shape[1]
@@ -137,7 +137,7 @@ def _copy(nodes: Nodes, state: I64, n: int) -> None:
     state[n, rules.IDLE], state[n, rules.FREE] = idle, free
 
 
-@numba.njit(cache=True)
+@outer
 def _score(
     state: I64,
     base: I64,
@@ -194,7 +194,7 @@ def _score(
     return int(cost), int(device)
 
 
-@numba.njit(cache=True)
+@outer
 def _keys(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool, count: int) -> None:
     """Into `scores.found` the keys of class `c` for the first `count` nodes of `scores.todo`."""
     milli, gpu_mib, cpu, mib = classes.milli[c], classes.gpu_mib[c], classes.cpu[c], classes.mib[c]
@@ -236,7 +236,7 @@ def _keys(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bo
             out[i] = (found << TIE_BITS) | tie[n]
 
 
-@numba.njit(cache=True)
+@outer
 def _fill(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool) -> None:
     """All keys of a class. Neighbours in the same state, the many of an idle pool, are scored once."""
     state, node, todo, found, tie = scores.state, scores.node, scores.todo, scores.found, scoring.tie
@@ -272,7 +272,7 @@ def _fill(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bo
         blocks[c, b] = least
 
 
-@numba.njit(cache=True)
+@outer
 def _refresh(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool) -> None:
     """Bring the keys of a class up to date with the nodes."""
     now, since = scores.clock[0], scores.seen[c, 0]
@@ -307,7 +307,7 @@ def _refresh(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet:
             blocks[c, b] = least
 
 
-@numba.njit(cache=True)
+@outer
 def _devices(classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int, raylet: bool) -> int:
     """Mask of the devices a task of class `c`, known to fit on node `n`, takes there."""
     milli = classes.milli[c]
@@ -337,7 +337,7 @@ def _devices(classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int,
     return 1 << int(device)
 
 
-@numba.njit(cache=True)
+@outer
 def find(
     nodes: Nodes, classes: Classes, scores: Scores, scoring: Scoring, c: int, models: int, raylet: bool
 ) -> tuple[int, int]:
@@ -366,7 +366,7 @@ def find(
     return -1, 0
 
 
-@numba.njit(cache=True)
+@outer
 def find_among(
     nodes: Nodes,
     classes: Classes,
@@ -392,7 +392,7 @@ def find_among(
     return int(n), _devices(classes, scores, scoring, c, n, raylet)
 
 
-@numba.njit(cache=True)
+@outer
 def take(nodes: Nodes, classes: Classes, scores: Scores, c: int, n: int, mask: int, sign: int) -> int:
     """Take (sign -1) or give back (+1) one task of class `c`; returns the MiB held on each of its devices."""
     milli = classes.milli[c]
@@ -409,7 +409,7 @@ def take(nodes: Nodes, classes: Classes, scores: Scores, c: int, n: int, mask: i
     return int(mem)
 
 
-@numba.njit(cache=True)
+@outer
 def touch(nodes: Nodes, scores: Scores, n: int, room: bool) -> None:
     """Say that a node changed. Whoever writes `Nodes` by hand calls this; `room` when something became free."""
     _copy(nodes, scores.state, n)
@@ -421,7 +421,7 @@ def touch(nodes: Nodes, scores: Scores, n: int, room: bool) -> None:
         scores.clock[1] = at + 1
 
 
-@numba.njit(cache=True)
+@outer
 def _holds(nodes: Nodes, classes: Classes, c: int, models: int, enough: int) -> int:
     """An upper bound on how many tasks of class `c` fit together, counted until `enough`."""
     milli, cpu, mib = classes.milli[c], classes.cpu[c], classes.mib[c]
@@ -445,7 +445,7 @@ def _holds(nodes: Nodes, classes: Classes, c: int, models: int, enough: int) -> 
     return int(total)
 
 
-@numba.njit(cache=True)
+@outer
 def place_gang(
     nodes: Nodes,
     classes: Classes,

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from moorage.kernels.jit import outer
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -75,7 +76,7 @@ class Scoring(NamedTuple):
     """FGD [99]: the gain at which the score rises to each percent"""
 
 
-@numba.njit(cache=True)
+@outer
 def share(milli: int, gpu_mib: int, device_mib: int) -> int:
     """MiB a task holds on each device it touches."""
     if milli >= WHOLE:
@@ -83,7 +84,7 @@ def share(milli: int, gpu_mib: int, device_mib: int) -> int:
     return gpu_mib if gpu_mib > 0 else milli * device_mib // WHOLE
 
 
-@numba.njit(cache=True)
+@outer
 def tightest(state: I64, n: int, milli: int, mem: int, raylet: bool) -> int:
     """Device for a fraction: the smallest sufficient remainder, ties to the lowest index; -1 = none.
 
@@ -101,7 +102,7 @@ def tightest(state: I64, n: int, milli: int, mem: int, raylet: bool) -> int:
     return best - DEVICES
 
 
-@numba.njit(cache=True)
+@outer
 def lowest_idle(state: I64, n: int, need: int) -> int:
     """Mask of the first `need` wholly idle devices."""
     mask = np.int64(0)
@@ -112,7 +113,7 @@ def lowest_idle(state: I64, n: int, need: int) -> int:
     return int(mask)
 
 
-@numba.njit(cache=True)
+@outer
 def best_fit(state: I64, n: int, milli: int, device: int) -> int:
     """The remainder left on the device or of whole devices, then the least free on the node (Johnson, 1973)."""
     free = state[n, FREE]
@@ -122,7 +123,7 @@ def best_fit(state: I64, n: int, milli: int, device: int) -> int:
     return int((left << 17) + free)
 
 
-@numba.njit(cache=True)
+@outer
 def dot_product(state: I64, n: int, milli: int, cpu: int) -> int:
     """Demand times what is free, in percent, the smallest first: as FGD's authors ran Tetris (SIGCOMM'14).
 
@@ -132,7 +133,7 @@ def dot_product(state: I64, n: int, milli: int, cpu: int) -> int:
     return int(100 - int(100 * (1 - product / 2)))
 
 
-@numba.njit(cache=True)
+@outer
 def mixed(salt: int, c: int, n: int, cpu: int, free: int) -> int:
     """40 bits that look random and change whenever the node does (the mixer of splitmix64)."""
     x = np.uint64(salt) ^ (np.uint64(c) * np.uint64(0x9E3779B97F4A7C15)) ^ (np.uint64(n) << np.uint64(40))
@@ -146,7 +147,7 @@ def mixed(salt: int, c: int, n: int, cpu: int, free: int) -> int:
     return int(np.int64(x >> np.uint64(24)))
 
 
-@numba.njit(cache=True)
+@outer
 def hole_sums(state: I64, n: int, value: I64, sums: I64) -> None:
     """Into `sums[n]` the summed value of the node's holes at each price point."""
     m, points = state[n, MODEL], value.shape[2]
@@ -159,7 +160,7 @@ def hole_sums(state: I64, n: int, value: I64, sums: I64) -> None:
                 sums[n, k] += value[m, free, k]
 
 
-@numba.njit(cache=True)
+@outer
 def node_worth(state: I64, n: int, value: I64, price: I64, sums: I64) -> int:
     """The potential of a node, its `sums` brought up to date.
 
@@ -174,7 +175,7 @@ def node_worth(state: I64, n: int, value: I64, price: I64, sums: I64) -> int:
     return int(least)
 
 
-@numba.njit(cache=True)
+@outer
 def whole_cost(
     state: I64, n: int, value: I64, price: I64, sums: I64, base: int, need: int, cpu: int, mib: int
 ) -> int:
@@ -187,7 +188,7 @@ def whole_cost(
     return int(min(max(base - least, -_MOST), _MOST))
 
 
-@numba.njit(cache=True)
+@outer
 def fraction_cost(
     state: I64, n: int, value: I64, price: I64, sums: I64, base: int, d: int, milli: int, cpu: int, mib: int
 ) -> int:
@@ -204,7 +205,7 @@ def fraction_cost(
     return int(min(max(base - least, -_MOST), _MOST))
 
 
-@numba.njit(cache=True)
+@outer
 def cheapest_device(
     state: I64, n: int, value: I64, price: I64, sums: I64, base: int, milli: int, mem: int, cpu: int, mib: int
 ) -> tuple[int, int]:
@@ -223,7 +224,7 @@ def cheapest_device(
     return int(best), int(device)
 
 
-@numba.njit(cache=True)
+@outer
 def fragmentation(state: I64, n: int, cpu: int, typical: I64, levels: I64, at: I64) -> int:
     """Expected free milli-GPU that a typical task cannot use, times the unit of the frequencies.
 
@@ -254,7 +255,7 @@ def fragmentation(state: I64, n: int, cpu: int, typical: I64, levels: I64, at: I
     return int(frag)
 
 
-@numba.njit(cache=True)
+@outer
 def fragments(
     state: I64,
     n: int,
@@ -279,7 +280,7 @@ def fragments(
     return int(100 - np.searchsorted(steps, base - after, side="right"))
 
 
-@numba.njit(cache=True)
+@outer
 def least_fragmented(
     state: I64,
     n: int,

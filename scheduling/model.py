@@ -15,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from moorage.kernels.placing_scores import Scoring
     from moorage.scheduling.ledger import Ledger
+    from moorage.scheduling.queue import Queue
+    from moorage.scheduling.running import RunningJobs
+    from moorage.scheduling.words import Words
 
 WHOLE = 1000
 """Milli-GPU of one whole device."""
@@ -89,7 +93,8 @@ class JobRequest:
     worker: Shape = field(default_factory=Shape)
     workers: int = 0
     min_workers: int = 0
-    gpu_model: str = ANY_MODEL
+    gpu_models: tuple[str, ...] = ()
+    """GPU models its tasks may run on; empty = any."""
     preemptible: bool = False
     max_runtime_ns: int = 0
     parent: str = ""
@@ -253,6 +258,8 @@ class Policy:
     """
 
     hold_after_ns: int = 600 * 10**9
+    margin: int = 0
+    """How far ahead of a running job's index a waiting job's must be to push it out."""
     max_admissions: int = 2**31
 
 
@@ -263,8 +270,12 @@ class Snapshot:
 
     version: int
     ledger: Ledger
-    pending: tuple[JobRequest, ...]
+    pending: Queue
     device_rule: DeviceRule = DeviceRule.RAYLET
+    running: RunningJobs | None = None
+    """Who may be asked to leave; None = nobody."""
+    scoring: Scoring | None = None
+    """How placements are scored, tables included (`scheduling.packing.scorings`); None = best fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +285,7 @@ class Plan:
     `admitted[a]` is a row of `snapshot.pending`, started with `workers[a]` workers. Task columns have one
     entry per placed task, in start order: `task_admission` points into `admitted`, `task_index` is -1 for the
     head, `task_node` a row of the ledger's nodes, `task_devices` a bit mask. `deferred[i]` waits for
-    `reasons[i]`.
+    `reasons[i]`, drawn from the snapshot when first asked for.
     """
 
     version: int
@@ -289,20 +300,26 @@ class Plan:
     task_milli_cpu: IntArray
     task_mib: IntArray
     deferred: IntArray
-    reasons: tuple[Reason, ...]
+    words: Words
     preempted: tuple[str, ...] = ()
+    """Leases that must be released before the plan's admissions hold."""
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Why each deferred row waits."""
+        return self.words.reasons(self.deferred)
 
     def admissions(self, snapshot: Snapshot) -> Iterator[tuple[JobRequest, tuple[TaskPlacement, ...]]]:
         """The admitted jobs with their placements, for the applier and for people."""
         bounds = np.searchsorted(self.task_admission, np.arange(len(self.admitted) + 1))
         for a, row in enumerate(self.admitted):
             tasks = tuple(self._task(t, snapshot.ledger) for t in range(bounds[a], bounds[a + 1]))
-            yield snapshot.pending[int(row)], tasks
+            yield snapshot.pending.requests[int(row)], tasks
 
     def waiting(self, snapshot: Snapshot) -> Iterator[tuple[JobRequest, Reason]]:
         """The jobs that stay, each with its reason."""
         for row, reason in zip(self.deferred, self.reasons, strict=True):
-            yield snapshot.pending[int(row)], reason
+            yield snapshot.pending.requests[int(row)], reason
 
     def _task(self, t: int, ledger: Ledger) -> TaskPlacement:
         index = int(self.task_index[t])
@@ -321,3 +338,7 @@ class Plan:
 def unmask(mask: int) -> tuple[int, ...]:
     """Device indexes of a bit mask, ascending."""
     return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+
+
+PLANNED = ("reasons", *(name for name in Plan.__slots__ if name != "words"))
+"""What a plan decides: two plans of one input are equal in all of these."""

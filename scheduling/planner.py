@@ -1,19 +1,24 @@
 """`plan(snapshot, policy, now_ns) -> Plan`: one scheduling decision.
 
-Pure: the snapshot is not changed, time is an argument, and the same input gives the same plan byte for byte.
+Pure: the snapshot is not changed, time is an argument, and the same input gives the same plan byte for byte. Here the
+columns are laid out; the loop over them is `kernels.admission`, the placing of one task `kernels.placing`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels.packing import place_gang
-from moorage.scheduling import order
+from moorage.kernels import admission, preemption
+from moorage.kernels.gang import Pool, fits_within, place_within
+from moorage.kernels.placing import fresh_scores
+from moorage.kernels.placing_scores import Classes, Nodes, Scoring
+from moorage.kernels.teams import Teams, room
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import (
     UNLIMITED,
+    WHOLE,
     DeviceRule,
     IntArray,
     JobRequest,
@@ -21,331 +26,285 @@ from moorage.scheduling.model import (
     Policy,
     Reason,
     ReasonCode,
-    Shape,
     Snapshot,
 )
-from moorage.scheduling.quota import Quotas, subtree
+from moorage.scheduling.packing.scorings import best_fit
+from moorage.scheduling.queue import Queue, TaskClass
+from moorage.scheduling.quota import Quotas
+from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.words import Words, model_text, models_of
 
-_HOLDERS_SHOWN = 3
+_FIRST_TASKS = 4096
 
 
 def plan(snapshot: Snapshot, policy: Policy, now_ns: int) -> Plan:
     """Decide which waiting jobs start where, and say of every other one which rule holds it."""
-    work = _Working.of(snapshot)
-    out = _Columns(version=snapshot.version)
-    later: list[int] = []
-    known = []
-    for row in order.first_pass(snapshot.pending):
-        request = snapshot.pending[row]
-        if request.team not in work.ledger.team_row:
-            out.defer(row, Reason(code=ReasonCode.TEAM_UNKNOWN, team=request.team, asked=_least(request)))
-        else:
-            known.append(row)
-    _pass(known, snapshot, policy, now_ns, work, out, later=later)
-    _pass(
-        order.borrowers(snapshot.pending, later, work.quotas), snapshot, policy, now_ns, work, out, later=None
-    )
-    return out.plan()
+    return _Decision.of(snapshot, policy, now_ns).run()
 
 
 def feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Reason | None:
     """None when an otherwise idle pool could start the job's minimum; else the rule that never will."""
-    work = _Working.of(Snapshot(version=ledger.version, ledger=ledger, pending=(), device_rule=rule))
-    team = ledger.team_row.get(request.team)
-    if team is None:
-        return Reason(code=ReasonCode.TEAM_UNKNOWN, team=request.team, asked=_least(request))
-    work.empty()
-    most = work.quotas.most(team)
-    if work.fits(request, most):
-        return None
-    if not work.fits(request, np.full(len(ledger.models), UNLIMITED, np.int64)):
-        return Reason(
-            code=ReasonCode.NO_DEVICE, team=request.team, gpu_model=request.gpu_model, asked=_least(request)
-        )
-    column = _column(ledger, request)
-    here = np.unique(ledger.model[ledger.up & (ledger.devices > 0)]) if column == 0 else np.array([column])
-    return Reason(
-        code=ReasonCode.TEAM_LIMIT,
-        team=request.team,
-        gpu_model=request.gpu_model,
-        asked=_least(request),
-        allowed=min(int(most[0]), sum(int(most[model]) for model in here)),
+    queue = Queue.of((request,))
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=queue, device_rule=rule)
+    return _Decision.of(snapshot, Policy(), 0).never(0)
+
+
+def first_pass(queue: Queue) -> IntArray:
+    """Rows by (priority, submission, id): the order in which own quota is handed out."""
+    if queue.key is None and len(queue) and not np.any(queue.priority != queue.priority[0]):
+        steps = np.diff(queue.submitted_ns)
+        if np.all((steps > 0) | ((steps == 0) & (np.diff(queue.rank) > 0))):
+            return np.arange(len(queue))
+    if queue.key is None:
+        keys: tuple[IntArray, ...] = (queue.rank, queue.submitted_ns, -queue.priority)
+    else:
+        keys = (queue.rank, queue.submitted_ns, queue.key, -queue.priority)
+    return np.asarray(np.lexsort(keys), np.int64)
+
+
+def node_columns(ledger: Ledger) -> Nodes:
+    """A working copy of what is free, for trying."""
+    return Nodes(
+        milli_free=ledger.milli_free.copy(),
+        mem_free=ledger.mem_free.copy(),
+        devices=ledger.devices,
+        device_mib=ledger.device_mib,
+        model=ledger.model,
+        cpu_free=ledger.cpu_free.copy(),
+        mib_free=ledger.mib_free.copy(),
     )
 
 
-def _pass(
-    rows: list[int],
-    snapshot: Snapshot,
-    policy: Policy,
-    now_ns: int,
-    work: _Working,
-    out: _Columns,
-    *,
-    later: list[int] | None,
-) -> None:
-    """Try rows in order. With `later`, only within own quota: what may start by borrowing is appended to it."""
-    held_for: str | None = None
-    for row in rows:
-        request = snapshot.pending[row]
-        team = work.ledger.team_row[request.team]
-        least, own = _least(request), work.quotas.in_quota(team)
-        if later is not None and least and least > min(own[0], own[_column(work.ledger, request)]):
-            later.append(row)
-            continue
-        if held_for is not None and least:
-            behind = Reason(code=ReasonCode.BEHIND, team=request.team, asked=least, holders=(held_for,))
-            out.defer(row, behind)
-            continue
-        room = work.quotas.room(team)
-        within = np.minimum(room, own) if later is not None and least else room
-        placed = None
-        if len(out.admitted) < policy.max_admissions:
-            placed = work.place(request, within, request.workers)
-        if placed is not None:
-            out.admit(row, request, placed, work.ledger)
-            work.quotas.used[team] += placed.charged
-            work.started.append(request)
-            continue
-        if later is not None and bool((within < room).any()) and work.fits(request, room):
-            later.append(row)  # its quota is enough, but of other models than those free: these it may borrow
-            continue
-        reason = _why(request, team, work)
-        out.defer(row, reason)
-        if reason.code in _LACKS_ROOM and now_ns - request.submitted_ns >= policy.hold_after_ns:
-            held_for = request.job
-
-
-_LACKS_ROOM = (ReasonCode.POOL_FULL, ReasonCode.FRAGMENTED)
-
-
-def _why(request: JobRequest, team: int, work: _Working) -> Reason:
-    """The rule that binds, tried from the outermost: limit, quota, then room on devices."""
-    ledger, quotas, asked = work.ledger, work.quotas, _least(request)
-    column = _column(ledger, request)
-    limits = quotas.limits(team)
-    if limits[column] < asked or limits[0] < asked:
-        c = column if limits[column] < asked else 0
-        return _bound_by_limit(request, team, c, asked, work)
-    room = quotas.room(team)
-    if room[column] < asked or room[0] < asked:
-        c = column if room[column] < asked else 0
-        held = int(quotas.used[team, c])
-        return Reason(
-            code=ReasonCode.TEAM_QUOTA,
-            team=request.team,
-            gpu_model=ledger.models[c],
-            asked=asked,
-            held=held,
-            allowed=held + int(room[c]),
-            holders=work.holders(),
-        )
-    never = feasible(ledger, request, work.rule)
-    if never is not None:
-        return never
-    usable = work.up & ((ledger.model == column) if column else np.ones(len(work.up), np.bool_))
-    free = int(work.milli_free[usable].sum())
-    return Reason(
-        code=ReasonCode.FRAGMENTED if free >= asked else ReasonCode.POOL_FULL,
-        team=request.team,
-        gpu_model=request.gpu_model,
-        asked=asked,
-        free=free,
-        holders=work.holders(),
+def idle_columns(ledger: Ledger) -> Nodes:
+    """The pool as if no lease were held."""
+    has = np.arange(ledger.milli_free.shape[1])[None, :] < ledger.devices[:, None]
+    return Nodes(
+        milli_free=np.where(has, np.int64(WHOLE), np.int64(0)),
+        mem_free=np.where(has, ledger.device_mib[:, None], np.int64(0)),
+        devices=ledger.devices,
+        device_mib=ledger.device_mib,
+        model=ledger.model,
+        cpu_free=ledger.cpu_total.copy(),
+        mib_free=ledger.mib_total.copy(),
     )
 
 
-def _bound_by_limit(request: JobRequest, team: int, column: int, asked: int, work: _Working) -> Reason:
-    """The team on the path to the root whose limit leaves least."""
-    ledger = work.ledger
-    total = subtree(ledger.team_parent, work.quotas.used)
-    path = []
-    while team >= 0:
-        path.append(team)
-        team = int(ledger.team_parent[team])
-    row = min(path, key=lambda t: int(ledger.limit[t, column] - total[t, column]))
-    return Reason(
-        code=ReasonCode.TEAM_LIMIT,
-        team=ledger.team_names[row],
-        gpu_model=ledger.models[column],
-        asked=asked,
-        held=int(total[row, column]),
-        allowed=int(ledger.limit[row, column]),
-        holders=work.holders({ledger.team_names[row], request.team}),
-    )
-
-
-def _least(request: JobRequest) -> int:
-    return request.milli_gpu(request.min_workers)
-
-
-def _column(ledger: Ledger, request: JobRequest) -> int:
-    """Model column; a model no node or team names yet has no devices: any column without nodes would do, and
-    `place` refuses it by `_want`."""
-    return ledger.models.index(request.gpu_model) if request.gpu_model in ledger.models else 0
-
-
-def _want(ledger: Ledger, request: JobRequest) -> int:
-    """The model row the kernel filters by: 0 any, and one past the last for a model nobody has."""
-    if request.gpu_model in ledger.models:
-        return ledger.models.index(request.gpu_model)
-    return len(ledger.models)
-
-
-def _shape(shape: Shape) -> IntArray:
-    return np.array([shape.milli_gpu, shape.gpu_mib, shape.milli_cpu, shape.mib], np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    workers: int
-    node: IntArray
-    mask: IntArray
-    mem: IntArray
-    charged: IntArray
+def class_columns(ledger: Ledger, classes: tuple[TaskClass, ...]) -> Classes:
+    """The task classes against this pool: on which nodes each may run."""
+    allowed = np.empty((len(classes), len(ledger.up)), np.bool_)
+    by_models: dict[tuple[str, ...], np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
+    for i, c in enumerate(classes):
+        if c.gpu_models not in by_models:
+            known = [ledger.models.index(m) for m in c.gpu_models if m in ledger.models]
+            of_model = np.isin(ledger.model, known) if c.gpu_models else np.ones(len(ledger.up), np.bool_)
+            by_models[c.gpu_models] = ledger.up & of_model
+        allowed[i] = by_models[c.gpu_models]
+    shapes = np.array(
+        [(c.shape.milli_gpu, c.shape.gpu_mib, c.shape.milli_cpu, c.shape.mib) for c in classes], np.int64
+    ).reshape(-1, 4)
+    milli, gpu_mib, cpu, mib = (np.ascontiguousarray(column) for column in shapes.T)
+    return Classes(milli=milli, gpu_mib=gpu_mib, cpu=cpu, mib=mib, allowed=allowed)
 
 
 @dataclass(slots=True)
-class _Working:
-    """A working copy of the free arrays, so that trying changes nothing of the snapshot."""
+class _Decision:
+    """One run of the loop, and the words for what it left waiting."""
 
-    ledger: Ledger
-    quotas: Quotas
-    rule: DeviceRule
-    up: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    milli_free: IntArray
-    mem_free: IntArray
-    cpu_free: IntArray
-    mib_free: IntArray
-    started: list[JobRequest] = field(default_factory=list)
+    snapshot: Snapshot
+    policy: Policy
+    rows: admission.Rows
+    teams: Teams
+    pool: Pool
+    running: preemption.Running
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> _Working:
-        ledger = snapshot.ledger
+    def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int) -> _Decision:
+        ledger, queue, running = snapshot.ledger, snapshot.pending, snapshot.running or RunningJobs()
+        scoring = snapshot.scoring or best_fit(np.arange(len(ledger.up)))
+        raylet = snapshot.device_rule is DeviceRule.RAYLET
+        classes = class_columns(ledger, (*queue.classes, *running.classes))
         return cls(
-            ledger=ledger,
-            quotas=Quotas.of(ledger),
-            rule=snapshot.device_rule,
-            up=ledger.up,
-            milli_free=ledger.milli_free.copy(),
-            mem_free=ledger.mem_free.copy(),
-            cpu_free=ledger.cpu_free.copy(),
-            mib_free=ledger.mib_free.copy(),
+            snapshot=snapshot,
+            policy=policy,
+            rows=_rows(ledger, queue, now_ns - policy.hold_after_ns),
+            teams=Quotas.of(ledger).columns(),
+            pool=_pool(node_columns(ledger), classes, scoring, raylet),
+            running=running.columns(ledger, len(queue.classes)),
         )
 
-    def holders(self, teams: set[str] | None = None) -> tuple[str, ...]:
-        """The first jobs, oldest first, whose end would give GPUs back: held now, or started by this plan."""
-        held = ((lease.job, lease.team) for lease in self.ledger.leases.values() if lease.milli_gpu)
-        begun = ((request.job, request.team) for request in self.started if request.milli_gpu())
-        jobs: dict[str, None] = {}
-        for job, team in (*held, *begun):
-            if teams is None or team in teams:
-                jobs[job] = None
-                if len(jobs) == _HOLDERS_SHOWN:
-                    break
-        return tuple(jobs)
-
-    def empty(self) -> None:
-        """As if no lease were held."""
-        ledger = self.ledger
-        has = np.arange(self.milli_free.shape[1])[None, :] < ledger.devices[:, None]
-        self.milli_free = np.where(has, np.int64(1000), np.int64(0))
-        self.mem_free = np.where(has, ledger.device_mib[:, None], np.int64(0))
-        self.cpu_free, self.mib_free = ledger.cpu_total.copy(), ledger.mib_total.copy()
-
-    def fits(self, request: JobRequest, room: IntArray) -> bool:
-        """Whether the gang's minimum could be placed now. Nothing is kept."""
-        trial = replace(
-            self,
-            milli_free=self.milli_free.copy(),
-            mem_free=self.mem_free.copy(),
-            cpu_free=self.cpu_free.copy(),
-            mib_free=self.mib_free.copy(),
-        )
-        return trial.place(request, room, request.min_workers) is not None
-
-    def place(self, request: JobRequest, room: IntArray, workers: int) -> _Placed | None:
-        """Place the gang and keep it placed; None when its minimum does not fit, and nothing changed."""
-        head, worker = _shape(request.head), _shape(request.worker)
-        if request.worker.empty:
-            workers = 0
-        if request.head.empty and workers == 0:
-            none = np.zeros(0, np.int64)
-            return _Placed(0, none, none, none, np.zeros_like(room))
-        node, mask, mem = (np.zeros(1 + workers, np.int64) for _ in range(3))
-        left = room.copy()
-        placed = place_gang(
-            self.milli_free,
-            self.mem_free,
-            self.ledger.device_mib,
-            self.ledger.model,
-            self.up,
-            self.cpu_free,
-            self.mib_free,
-            left,
-            _want(self.ledger, request),
-            head,
-            worker,
-            workers,
-            min(workers, request.min_workers),
-            self.rule is DeviceRule.RAYLET,
-            node,
-            mask,
-            mem,
-        )
-        if placed < 0:
-            return None
-        count = placed + (not request.head.empty)
-        return _Placed(int(placed), node[:count], mask[:count], mem[:count], room - left)
-
-
-@dataclass(slots=True)
-class _Columns:
-    """The plan under construction."""
-
-    version: int
-    admitted: list[int] = field(default_factory=list)
-    workers: list[int] = field(default_factory=list)
-    tasks: list[tuple[int, int, int, int, int, int, int, int]] = field(default_factory=list)
-    deferred: list[int] = field(default_factory=list)
-    reasons: list[Reason] = field(default_factory=list)
-
-    def admit(self, row: int, request: JobRequest, placed: _Placed, ledger: Ledger) -> None:
-        heads = 0 if request.head.empty else 1
-        for t in range(len(placed.node)):
-            shape = request.head if t < heads else request.worker
-            self.tasks.append(
-                (
-                    len(self.admitted),
-                    t - heads,
-                    int(placed.node[t]),
-                    int(placed.mask[t]),
-                    shape.milli_gpu,
-                    int(placed.mem[t]),
-                    shape.milli_cpu,
-                    shape.mib,
-                )
+    def run(self) -> Plan:
+        queue, policy = self.snapshot.pending, self.policy
+        order, count = first_pass(queue), len(queue)
+        judged = np.zeros(count, np.int64)
+        later = admission.Later(*(np.full(n, -1, np.int64) for n in (len(self.teams.weight),) * 2 + (count,)))
+        loose = ~self.running.fixed
+        lowest = int(self.running.priority[loose].min(initial=UNLIMITED))
+        bounds = policy.margin, lowest, int(self.running.key[loose].max(initial=admission.NOBODY))
+        rooms = admission.Rooms(*np.zeros((4, len(self.snapshot.ledger.models)), np.int64))
+        state = np.zeros(admission.STATE_SIZE, np.int64)
+        state[admission.HELD] = -1
+        out = _columns(count, max(_FIRST_TASKS, 2 * count))
+        while True:
+            stopped = admission.admit(
+                order,
+                self.rows,
+                self.teams,
+                self.pool,
+                bounds,
+                policy.max_admissions,
+                judged,
+                later,
+                rooms,
+                out,
+                state,
             )
-        self.admitted.append(row)
-        self.workers.append(placed.workers)
+            if stopped == admission.DONE:
+                break
+            row = int(state[admission.ROW])
+            if stopped == admission.GROW:
+                out = _grown(out, int(state[admission.TASKS] + 1 + self.rows.workers[row]))
+            elif stopped == admission.HELP:
+                state[admission.ANSWER] = self._help(
+                    row, first=state[admission.PASS] == 0, out=out, state=state
+                )
+                state[admission.ANSWERED] = 1
+            else:
+                judged[row] = admission.POSSIBLE if self.never(row) is None else admission.NEVER
+        return self._plan(out, state)
 
-    def defer(self, row: int, reason: Reason) -> None:
-        self.deferred.append(row)
-        self.reasons.append(reason)
-
-    def plan(self) -> Plan:
-        tasks = np.array(self.tasks, np.int64).reshape(-1, 8)
-        return Plan(
-            version=self.version,
-            admitted=np.array(self.admitted, np.int64),
-            workers=np.array(self.workers, np.int64),
-            task_admission=tasks[:, 0],
-            task_index=tasks[:, 1],
-            task_node=tasks[:, 2],
-            task_devices=tasks[:, 3],
-            task_milli=tasks[:, 4],
-            task_gpu_mib=tasks[:, 5],
-            task_milli_cpu=tasks[:, 6],
-            task_mib=tasks[:, 7],
-            deferred=np.array(self.deferred, np.int64),
-            reasons=tuple(self.reasons),
+    def _help(self, row: int, *, first: bool, out: admission.Out, state: IntArray) -> int:
+        """What becomes of a row that was not placed: it borrows, others leave for it, or it waits."""
+        rows, at = self.rows, int(state[admission.TASKS])
+        team, head, worker = int(rows.team[row]), int(rows.head[row]), int(rows.worker[row])
+        least = int(rows.min_workers[row])
+        columns = out.task_node[at:], out.task_mask[at:], out.task_mem[at:]
+        allowed, left = np.zeros((2, self.teams.own.shape[1]), np.int64)
+        if first and not self.teams.free[team]:
+            room(self.teams, team, allowed)
+            if fits_within(self.pool, head, worker, least, allowed, left, *columns):
+                return admission.BORROWS
+        if not len(self.running.team) or not rows.least[row]:
+            return admission.WAITS
+        asker = preemption.Asker(
+            team=team,
+            priority=int(rows.priority[row]),
+            key=int(rows.key[row]),
+            margin=self.policy.margin,
+            entitled=first,
+            head=head,
+            worker=worker,
+            least=least,
+            milli=int(rows.least[row]),
         )
+        return int(preemption.make_room(asker, self.running, self.pool, self.teams, allowed, left, *columns))
+
+    def never(self, row: int) -> Reason | None:
+        """The rule that keeps a row from ever starting, were everything else idle; None when there is none."""
+        queue, ledger, rows = self.snapshot.pending, self.snapshot.ledger, self.rows
+        team, least = int(rows.team[row]), int(rows.least[row])
+        column = int(rows.column[row])
+        about = {"team": queue.teams[queue.team[row]], "asked": least}
+        if team < 0:
+            return Reason(code=ReasonCode.TEAM_UNKNOWN, **about)
+        most = Quotas.of(ledger).most(team)
+        if self._fits_idle(row, most):
+            return None
+        model = model_text(models_of(self.snapshot, row))
+        if not self._fits_idle(row, np.full(len(ledger.models), UNLIMITED, np.int64)):
+            return Reason(code=ReasonCode.NO_DEVICE, gpu_model=model, **about)
+        here = (
+            np.unique(ledger.model[ledger.up & (ledger.devices > 0)]) if column == 0 else np.array([column])
+        )
+        allowed = min(int(most[0]), sum(int(most[m]) for m in here))
+        return Reason(code=ReasonCode.TEAM_LIMIT, gpu_model=model, allowed=allowed, **about)
+
+    def _fits_idle(self, row: int, within: IntArray) -> bool:
+        rows, least, pool = self.rows, int(self.rows.min_workers[row]), self.pool
+        idle = _pool(idle_columns(self.snapshot.ledger), pool.classes, pool.scoring, pool.raylet)
+        node, mask, mem = (np.zeros(1 + least, np.int64) for _ in range(3))
+        head, worker = int(rows.head[row]), int(rows.worker[row])
+        placed = place_within(idle, head, worker, least, least, within, within.copy(), node, mask, mem)
+        return bool(placed >= 0)
+
+    def _plan(self, out: admission.Out, state: IntArray) -> Plan:
+        admitted, tasks = int(state[admission.ADMITTED]), int(state[admission.TASKS])
+        deferred = out.deferred[: int(state[admission.DEFERRED])].copy()
+        classes, task_class = self.pool.classes, out.task_class[:tasks]
+        running = self.snapshot.running
+        return Plan(
+            version=self.snapshot.version,
+            admitted=out.admitted[:admitted].copy(),
+            workers=out.workers[:admitted].copy(),
+            task_admission=out.task_admission[:tasks].copy(),
+            task_index=out.task_index[:tasks].copy(),
+            task_node=out.task_node[:tasks].copy(),
+            task_devices=out.task_mask[:tasks].copy(),
+            task_milli=classes.milli[task_class],
+            task_gpu_mib=out.task_mem[:tasks].copy(),
+            task_milli_cpu=classes.cpu[task_class],
+            task_mib=classes.mib[task_class],
+            deferred=deferred,
+            preempted=tuple(running.leases[v] for v in np.flatnonzero(self.running.taken)) if running else (),
+            words=Words(
+                snapshot=self.snapshot,
+                teams=self.rows.team,
+                never=self.never,
+                code=out.code[: len(deferred)].copy(),
+                figures=out.figures[: len(deferred)].copy(),
+                free=self._free(),
+                admitted=out.admitted[:admitted].copy(),
+            ),
+        )
+
+    def _free(self) -> IntArray:
+        """[M] milli-GPU left on the nodes that are up."""
+        ledger = self.snapshot.ledger
+        each = np.where(ledger.up, self.pool.nodes.milli_free.sum(axis=1), 0)
+        free = np.bincount(ledger.model, weights=each, minlength=len(ledger.models)).astype(np.int64)
+        free[0] = int(each.sum())
+        return free
+
+
+def _pool(nodes: Nodes, classes: Classes, scoring: Scoring, raylet: bool) -> Pool:
+    return Pool(nodes, classes, fresh_scores(nodes, classes, scoring), scoring, raylet)
+
+
+def _rows(ledger: Ledger, queue: Queue, old_before_ns: int) -> admission.Rows:
+    known = np.array([ledger.team_row.get(name, -1) for name in queue.teams], np.int64)
+    columns = np.array([_column(ledger, c.gpu_models) for c in queue.classes] + [0], np.int64)
+    return admission.Rows(
+        team=known[queue.team] if len(queue) else queue.team,
+        head=queue.head,
+        worker=queue.worker,
+        workers=queue.workers,
+        min_workers=queue.min_workers,
+        least=queue.least(),
+        priority=queue.priority,
+        key=np.zeros(len(queue), np.int64) if queue.key is None else queue.key,
+        submitted_ns=queue.submitted_ns,
+        column=np.maximum(columns[queue.head], columns[queue.worker]),
+        old=queue.submitted_ns <= old_before_ns,
+    )
+
+
+def _column(ledger: Ledger, models: tuple[str, ...]) -> int:
+    """The column of the one model asked for; 0 when any or several, or one that nobody has."""
+    return ledger.models.index(models[0]) if len(models) == 1 and models[0] in ledger.models else 0
+
+
+def _columns(rows: int, tasks: int) -> admission.Out:
+    size = {"admitted": rows, "workers": rows, "deferred": rows, "code": rows}
+    columns = {name: np.zeros(size.get(name, tasks), np.int64) for name in admission.Out._fields}
+    columns["figures"] = np.zeros((rows, 4), np.int64)
+    return admission.Out(**columns)
+
+
+def _grown(out: admission.Out, need: int) -> admission.Out:
+    """The same columns with room for at least `need` tasks."""
+    more = max(need, 2 * len(out.task_node)) - len(out.task_node)
+    tasks = {
+        name: np.concatenate((column, np.zeros(more, np.int64)))
+        for name, column in out._asdict().items()
+        if name.startswith("task_")
+    }
+    return out._replace(**tasks)

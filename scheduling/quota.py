@@ -8,10 +8,11 @@ Cohort borrowing as Kueue describes it (kueue.sigs.k8s.io, ClusterQueue `borrowi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moorage.kernels.teams import Teams, room
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import UNLIMITED, IntArray
 
@@ -58,41 +59,38 @@ class Quotas:
             counted=(ledger.quota.max(axis=0, initial=0) > 0).astype(np.int64),
         )
 
-    def in_quota(self, team: int) -> IntArray:
-        """[M] what is left of the team's own quota (UNLIMITED where nothing is guaranteed to anybody)."""
-        left = np.maximum(self.own[team] - self.used[team], 0)
-        left[1:] = np.where((self.own[team, 1:] > 0) | (self.counted[1:] == 0), left[1:], 0)
-        return np.where(self.counted > 0, left, UNLIMITED)
-
-    def borrowable(self, team: int) -> IntArray:
-        """[M] what the team may take in all, own quota and lent together, limits aside."""
-        idle = np.minimum(np.maximum(self.own - self.used, 0), self.ledger.lend)
-        idle[team] = 0
-        over = np.maximum(self.used - self.own, 0)
-        over[team] = 0
-        lent = idle.sum(axis=0) + self.spare - over.sum(axis=0)
-        balance = self.own[team] - self.used[team]
-        capped = balance + np.minimum(lent, self.ledger.borrow[team])
-        return np.where(self.counted > 0, np.maximum(np.maximum(balance, capped), 0), UNLIMITED)
-
-    def limits(self, team: int) -> IntArray:
-        """[M] what the limits of the team and of every team above it leave."""
-        total = subtree(self.ledger.team_parent, self.used)
-        left = np.full(self.used.shape[1], UNLIMITED, np.int64)
-        row = team
-        while row >= 0:
-            left = np.minimum(left, self.ledger.limit[row] - total[row])
-            row = int(self.ledger.team_parent[row])
-        return np.maximum(left, 0)
-
     def room(self, team: int) -> IntArray:
         """[M] milli-GPU the team may still take: the least of the rules above."""
-        return np.minimum(self.borrowable(team), self.limits(team))
+        left = np.zeros(self.used.shape[1], np.int64)
+        room(self.columns(), team, left)
+        return left
 
     def most(self, team: int) -> IntArray:
         """[M] milli-GPU the team could ever hold: as `room`, with every other team idle."""
-        idle = Quotas(self.ledger, np.zeros_like(self.used), self.own, self.spare, self.counted)
-        return idle.room(team)
+        return replace(self, used=np.zeros_like(self.used)).room(team)
+
+    def columns(self) -> Teams:
+        """The same figures for the admission loop, with the sums that it keeps current."""
+        ledger, used = self.ledger, self.used.copy()
+        unbounded = np.asarray((ledger.limit >= UNLIMITED).all(axis=1))
+        for row, parent in enumerate(ledger.team_parent):
+            if parent >= 0:
+                unbounded[row] &= unbounded[parent]
+        return Teams(
+            parent=ledger.team_parent,
+            free=unbounded & (not self.counted.any()),
+            weight=ledger.weight,
+            own=self.own,
+            lend=ledger.lend,
+            borrow=ledger.borrow,
+            limit=ledger.limit,
+            used=used,
+            total=subtree(ledger.team_parent, used),
+            idle=np.minimum(np.maximum(self.own - used, 0), ledger.lend).sum(axis=0),
+            over=np.maximum(used - self.own, 0).sum(axis=0),
+            spare=self.spare,
+            counted=self.counted,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,13 @@ class Helpers(importlib.abc.MetaPathFinder):
 
 sys.meta_path.append(Helpers())
 
+# A kernel's cached machine code is dropped when its own file changes, not when that of a kernel it calls does.
+KERNELS = ROOT / "kernels"
+NEWEST = max(path.stat().st_mtime for path in KERNELS.glob("*.py"))
+for stale in KERNELS.glob("__pycache__/*.nbi"):
+    if stale.stat().st_mtime < NEWEST:
+        stale.unlink(missing_ok=True)
+
 import postgres  # noqa: E402  (found by the finder above)
 import processes  # noqa: E402
 

@@ -164,7 +164,7 @@ def request_of(job_id: str, team: str, ask: JobAsk, submitted_ns: int) -> JobReq
         worker=shape(ask.worker),
         workers=ask.workers,
         min_workers=ask.min_workers,
-        gpu_model=ask.gpu_model or ANY_MODEL,
+        gpu_models=tuple(m for m in ask.gpu_model.split("|") if m),
         preemptible=ask.preemptible,
         max_runtime_ns=ask.max_runtime_ns or 0,
     )

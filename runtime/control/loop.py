@@ -13,6 +13,7 @@ from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.observing import Observer
 from moorage.scheduling.model import Policy, Snapshot
 from moorage.scheduling.planner import plan
+from moorage.scheduling.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Loop:
             snapshot = Snapshot(
                 version=core.book.ledger.version,
                 ledger=core.book.ledger.copy(),
-                pending=pending,
+                pending=Queue.of(pending),
                 device_rule=core.device_rule,
             )
         apply_plan(core, snapshot, plan(snapshot, self.policy, now.control_ns))

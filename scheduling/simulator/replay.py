@@ -7,23 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moorage.scheduling.ledger import Ledger, NodeUp, TeamSet, step
-from moorage.scheduling.model import (
-    ANY_MODEL,
-    UNLIMITED,
-    WHOLE,
-    DeviceRule,
-    JobRequest,
-    NodeSpec,
-    Policy,
-    Shape,
-    Snapshot,
-    TeamSpec,
-)
+from moorage.scheduling.model import UNLIMITED, WHOLE, DeviceRule, NodeSpec, Policy, Snapshot, TeamSpec
+from moorage.scheduling.packing.named import RULES, scoring
 from moorage.scheduling.planner import plan
 from moorage.scheduling.simulator.model import ArrivalsResult, NotSimulated, Workload
 from moorage.scheduling.simulator.openb import arrivals, curve
+from moorage.scheduling.simulator.queueing import Jobs
 
-POLICIES = {"best-fit": "the smallest remainder, then the node that is most used"}
+POLICIES = RULES
 """Packing rule -> what it does. The first is the default."""
 
 Stopwatch = Callable[[], float]
@@ -51,11 +42,18 @@ def replay(
     capacity = sum(node.devices for node in nodes) * WHOLE
     come = arrivals(workload, [node.name for node in nodes], capacity, demand, seed)
     ledger = Ledger()
-    step(ledger, TeamSet(TeamSpec(name="all", quota=((ANY_MODEL, capacity),))))
+    for team in workload.teams:
+        step(ledger, TeamSet(TeamSpec(name=team)))
     for row in np.argsort(come.tie).tolist():
         step(ledger, NodeUp(nodes[row]))
-    pending = tuple(_request(workload, row, at) for at, row in enumerate(come.order.tolist()))
-    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=pending, device_rule=rule)
+    jobs = Jobs.of(workload)
+    snapshot = Snapshot(
+        version=ledger.version,
+        ledger=ledger,
+        pending=jobs.queue(come.order, arrival=True),
+        device_rule=rule,
+        scoring=scoring(policy, ledger, jobs.classes, np.bincount(jobs.klass), seed),
+    )
     begun = stopwatch() if stopwatch else 0.0
     decided = plan(snapshot, Policy(hold_after_ns=UNLIMITED), 0)
     elapsed = stopwatch() - begun if stopwatch else 0.0
@@ -67,24 +65,4 @@ def replay(
         accepted=accepted,
         allocation=curve(workload.gpus()[come.order], accepted, capacity, demand),
         elapsed_s=elapsed,
-    )
-
-
-def _request(workload: Workload, row: int, at: int) -> JobRequest:
-    allowed = workload.model_sets[int(workload.models[row])]
-    if len(allowed) > 1:
-        raise NotSimulated("a job may allow one GPU model or all")
-    return JobRequest(
-        job=str(at),
-        team="all",
-        submitted_ns=at,
-        worker=Shape(
-            milli_gpu=int(workload.milli_gpu[row]),
-            gpu_mib=int(workload.gpu_mib[row]),
-            milli_cpu=int(workload.milli_cpu[row]),
-            mib=int(workload.mib[row]),
-        ),
-        workers=int(workload.workers[row]),
-        min_workers=int(workload.min_workers[row]),
-        gpu_model=allowed[0] if allowed else ANY_MODEL,
     )

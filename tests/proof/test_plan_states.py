@@ -26,6 +26,7 @@ from moorage.scheduling.ledger import (
     step,
 )
 from moorage.scheduling.model import (
+    PLANNED,
     JobRequest,
     Lease,
     NodeSpec,
@@ -37,6 +38,7 @@ from moorage.scheduling.model import (
     TeamSpec,
 )
 from moorage.scheduling.planner import plan
+from moorage.scheduling.queue import Queue
 from moorage.scheduling.validate import violations
 
 ABSENT, WAITING, RUNNING, ENDED = "absent", "waiting", "running", "ended"
@@ -94,7 +96,7 @@ def decide(kind: Kind, ledger: Ledger, world: World) -> list[tuple[int, tuple[Ta
         )
         for at, j in enumerate(world.queue)
     )
-    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=requests)
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of(requests))
     decided, before = plan(snapshot, Policy(), 10), image(ledger)
     again = replace(snapshot, ledger=replay(world.log))
     assert columns(plan(again, Policy(), 10)) == columns(decided), "the recorded events give the same plan"
@@ -109,7 +111,7 @@ def decide(kind: Kind, ledger: Ledger, world: World) -> list[tuple[int, tuple[Ta
 
 def columns(decided: Plan) -> list[object]:
     """A plan as bytes."""
-    values = (getattr(decided, name) for name in type(decided).__slots__)
+    values = (getattr(decided, name) for name in PLANNED)
     return [value.tobytes() if isinstance(value, np.ndarray) else value for value in values]
 
 

@@ -20,6 +20,7 @@ from moorage.scheduling.ledger import (
     step,
 )
 from moorage.scheduling.model import (
+    PLANNED,
     JobRequest,
     Lease,
     NodeSpec,
@@ -32,6 +33,7 @@ from moorage.scheduling.model import (
     TeamSpec,
 )
 from moorage.scheduling.planner import plan
+from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import team_use
 from moorage.scheduling.validate import Auditor, check
 
@@ -142,16 +144,16 @@ class PoolMachine(RuleBasedStateMachine):
                 worker=Shape(milli_gpu=milli, gpu_mib=mib, milli_cpu=cpu),
                 workers=workers,
                 min_workers=max(0, workers - elastic),
-                gpu_model=model,
+                gpu_models=() if model == "*" else (model,),
             )
         )
 
     @rule(now=st.integers(0, 10**13), crash=st.none() | st.integers(0, 3))
     def tick(self, now: int, crash: int | None) -> None:
         """Plan and apply; with `crash`, only so many starts are recorded before the control plane is gone."""
-        snapshot = Snapshot(version=self.ledger.version, ledger=self.ledger, pending=tuple(self.pending))
+        snapshot = Snapshot(version=self.ledger.version, ledger=self.ledger, pending=Queue.of(self.pending))
         decided = plan(snapshot, Policy(), now)
-        again = Snapshot(version=self.ledger.version, ledger=replay(self.log), pending=tuple(self.pending))
+        again = Snapshot(version=self.ledger.version, ledger=replay(self.log), pending=Queue.of(self.pending))
         assert columns(plan(again, Policy(), now)) == columns(decided), (
             "a replayed ledger gives the same plan"
         )
@@ -277,7 +279,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 def columns(decided: Plan) -> list[object]:
     """A plan as bytes."""
-    values = (getattr(decided, name) for name in type(decided).__slots__)
+    values = (getattr(decided, name) for name in PLANNED)
     return [value.tobytes() if isinstance(value, np.ndarray) else value for value in values]
 
 

@@ -18,6 +18,7 @@ from moorage.scheduling.ledger import (
 )
 from moorage.scheduling.model import JobRequest, Lease, NodeSpec, Policy, Shape, Snapshot, TeamSpec
 from moorage.scheduling.planner import plan
+from moorage.scheduling.queue import Queue
 from moorage.scheduling.validate import Auditor, check, violations
 
 NODES, TEAMS = 6, 4
@@ -141,7 +142,7 @@ def churn(events: int, seed: int) -> int:
                     min_workers=rng.randrange(1, workers + 1),
                 )
             )
-        snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=tuple(pending))
+        snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of(pending))
         started = set()
         for request, tasks in list(plan(snapshot, Policy(), count).admissions(snapshot)):
             epoch = ledger.last_epoch + 1

@@ -20,6 +20,7 @@ from moorage.runtime.control.outcome import judge
 from moorage.runtime.control.simbackend import SimNode
 from moorage.scheduling import planner
 from moorage.scheduling.model import Policy, Snapshot
+from moorage.scheduling.queue import Queue
 
 
 def test_a_job_over_its_limit_waits_with_a_true_reason_and_starts_when_room_appears(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_the_applier_itself_refuses_what_is_over_quota(tmp_path: Path) -> None:
         now = w.clock.now().control_ns
         loose.ledger.version = core.book.ledger.version
         snapshot = Snapshot(
-            version=core.book.ledger.version, ledger=loose.ledger, pending=core.book.waiting(now)
+            version=core.book.ledger.version, ledger=loose.ledger, pending=Queue.of(core.book.waiting(now))
         )
         plan = planner.plan(snapshot, Policy(), now)
         assert len(plan.admitted) == 2, "the loose plan admits both"
@@ -71,7 +72,9 @@ def test_a_plan_from_an_older_ledger_is_dropped(tmp_path: Path) -> None:
         w.submit("ops", seconds="60")
         core, now = w.service.core, w.clock.now().control_ns
         ledger = core.book.ledger.copy()
-        snapshot = Snapshot(version=ledger.version - 1, ledger=ledger, pending=core.book.waiting(now))
+        snapshot = Snapshot(
+            version=ledger.version - 1, ledger=ledger, pending=Queue.of(core.book.waiting(now))
+        )
         assert apply_plan(core, snapshot, planner.plan(snapshot, Policy(), now)) == 0
         assert not core.book.ledger.leases
 

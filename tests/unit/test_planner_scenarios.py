@@ -12,6 +12,7 @@ import pytest
 
 from moorage.scheduling.ledger import LeaseGranted, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
+    PLANNED,
     DeviceRule,
     JobRequest,
     Lease,
@@ -23,6 +24,7 @@ from moorage.scheduling.model import (
     TeamSpec,
 )
 from moorage.scheduling.planner import feasible, plan
+from moorage.scheduling.queue import Queue
 from moorage.scheduling.validate import check
 
 MINUTE = 60 * 10**9
@@ -149,9 +151,11 @@ CASES = [
     Case(name="cpu binds", jobs=(job("a", "ops", 3, 0, cpu=6000),), waits={"a": R.NO_DEVICE}),
     Case(name="cpu task without gpu", jobs=(job("a", "ops", 2, 0, cpu=6000),), starts={"a": "n0/ n1/"}),
     Case(
-        name="other model asked", jobs=(job("a", "ops", 1, 1000, gpu_model="H100"),), waits={"a": R.NO_DEVICE}
+        name="other model asked",
+        jobs=(job("a", "ops", 1, 1000, gpu_models=("H100",)),),
+        waits={"a": R.NO_DEVICE},
     ),
-    Case(name="own model asked", jobs=(job("a", "ops", 1, 1000, gpu_model="L4"),), starts={"a": "n0/0"}),
+    Case(name="own model asked", jobs=(job("a", "ops", 1, 1000, gpu_models=("L4",)),), starts={"a": "n0/0"}),
     Case(name="unknown team", jobs=(job("a", "who", 1, 1000),), waits={"a": R.TEAM_UNKNOWN}),
     Case(
         name="limit binds",
@@ -267,12 +271,14 @@ def build(case: Case) -> Ledger:
 def apply(
     ledger: Ledger, pending: tuple[JobRequest, ...], case: Case
 ) -> tuple[dict[str, str], dict[str, ReasonCode]]:
-    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=pending, device_rule=case.rule)
+    snapshot = Snapshot(
+        version=ledger.version, ledger=ledger, pending=Queue.of(pending), device_rule=case.rule
+    )
     decided = plan(snapshot, Policy(), case.now)
     again = plan(snapshot, Policy(), case.now)
     assert all(
         (a == b).all() if hasattr(a, "all") else a == b
-        for a, b in ((getattr(decided, f), getattr(again, f)) for f in type(decided).__slots__)
+        for a, b in ((getattr(decided, f), getattr(again, f)) for f in PLANNED)
     ), "the same input must give the same plan"
     starts = {}
     for request, tasks in list(decided.admissions(snapshot)):
@@ -315,7 +321,9 @@ def test_what_can_never_start_is_known_at_once(request_: JobRequest, code: Reaso
 def test_a_reason_names_figures_and_what_frees_the_job() -> None:
     case = Case(name="", teams=(team("research", 2, limit=2),), held=(job("sweep-1", "research", 4, 500),))
     ledger = build(case)
-    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=(job("sweep-2", "research", 4, 500),))
+    snapshot = Snapshot(
+        version=ledger.version, ledger=ledger, pending=Queue.of((job("sweep-2", "research", 4, 500),))
+    )
     (_, reason), *rest = plan(snapshot, Policy(), 0).waiting(snapshot)
     assert not rest
     assert reason.text() == (
@@ -328,7 +336,9 @@ def test_planning_leaves_the_snapshot_as_it_was() -> None:
     ledger = build(Case(name="", held=(job("h", "ops", 3, 700),)))
     before = ledger.copy()
     snapshot = Snapshot(
-        version=ledger.version, ledger=ledger, pending=(job("a", "ops", 9, 300), job("b", "ops", 4, 1000))
+        version=ledger.version,
+        ledger=ledger,
+        pending=Queue.of((job("a", "ops", 9, 300), job("b", "ops", 4, 1000))),
     )
     plan(snapshot, Policy(), 0)
     for name in Ledger.__slots__:

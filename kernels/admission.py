@@ -1,0 +1,317 @@
+"""The admission loop of one decision (numba): jobs in order, under quotas, placed as gangs.
+
+Two passes. In the first, every job that fits its team's own quota is tried in the given order. What may only start
+by borrowing waits for the second, where the next job is always that of the team furthest below its fair share
+(progressive filling, as in DRF: Ghodsi et al., NSDI 2011), among jobs of the highest priority.
+
+The loop keeps its position in `state`, and returns early when the caller must help: `GROW` (the output columns are
+full), `JUDGE` (is `state[ROW]` a job that even an idle pool could never start?) or `HELP` (row `state[ROW]` was not
+placed: borrow, or push others out, and say what came of it in `state[ANSWER]`, placements in `out`). Called again, it
+goes on. What is rare stays outside so that the loop stays small: numba compiles it again for whoever changes it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moorage.kernels.gang import Pool, place_within
+from moorage.kernels.jit import inner, outer
+from moorage.kernels.teams import Teams, charge, in_quota, limits, narrower, room, share
+
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+UNLIMITED = 2**62
+NOBODY = -(2**62)
+"""The greatest index of nobody."""
+
+# what the loop returns
+DONE, GROW, JUDGE, HELP = 0, 1, 2, 3
+# state[...]: where the loop is
+PASS, AT, ROW, HELD, ADMITTED, TASKS, DEFERRED, ANSWERED, ANSWER, STATE_SIZE = range(10)
+# verdicts of `judge`
+UNKNOWN, POSSIBLE, NEVER = 0, 1, 2
+# reason codes of deferred rows
+TEAM_UNKNOWN, TEAM_LIMIT, TEAM_QUOTA, NO_ROOM, BEHIND = 0, 1, 2, 3, 4
+# what became of a row that was not placed
+WAITS, BORROWS, WAITS_BEHIND, MAY_BORROW, MAY_PUSH = -1, -2, -3, -4, -5
+
+
+class Rows(NamedTuple):
+    """R waiting jobs; see `scheduling.queue.Queue`. `team` is a row of `Teams`, -1 unknown."""
+
+    team: I64
+    head: I64
+    worker: I64
+    workers: I64
+    min_workers: I64
+    least: I64
+    priority: I64
+    key: I64
+    """A policy's index: lower goes first at equal priority. All 0: in order of submission."""
+    submitted_ns: I64
+    column: I64
+    """The one GPU model asked for, 0 when any or several."""
+    old: Bool
+    """Has waited so long that nothing ordered after it may take room it could use."""
+
+
+class Out(NamedTuple):
+    """The plan under construction; grown by the caller."""
+
+    admitted: I64
+    workers: I64
+    task_admission: I64
+    task_index: I64
+    task_node: I64
+    task_mask: I64
+    task_mem: I64
+    task_class: I64
+    deferred: I64
+    code: I64
+    figures: I64
+    """[D, 4] for a deferred row: team row, model column, held, allowed; BEHIND: the row waited for."""
+
+
+class Later(NamedTuple):
+    """Rows that may only start by borrowing: a linked list by team, in the order of the first pass."""
+
+    head: I64
+    """[T] -1 when empty."""
+    tail: I64
+    next: I64
+    """[R]"""
+
+
+class Asking(NamedTuple):
+    """What a row may do to others."""
+
+    margin: int
+    lowest: int
+    greatest: int
+    held: int
+    """The row that nothing ordered after it may overtake; -1 when there is none."""
+
+
+class Rooms(NamedTuple):
+    """Scratch: milli-GPU by model column."""
+
+    own: I64
+    allowed: I64
+    within: I64
+    left: I64
+
+
+@inner
+def _put_off(later: Later, team: int, row: int) -> None:
+    if later.tail[team] < 0:
+        later.head[team] = row
+    else:
+        later.next[later.tail[team]] = row
+    later.tail[team] = row
+
+
+@inner
+def _why(teams: Teams, rows: Rows, row: int, left: I64, out: Out, at: int) -> int:
+    """The rule that binds, tried from the outermost: limit, quota, then room on devices."""
+    team, column, least = rows.team[row], rows.column[row], rows.least[row]
+    limits(teams, team, left)
+    for c in (column, 0):
+        if left[c] < least:
+            binding, smallest, walk = team, np.int64(UNLIMITED), team
+            while walk >= 0:
+                gap = teams.limit[walk, c] - teams.total[walk, c]
+                if gap < smallest:
+                    binding, smallest = walk, gap
+                walk = teams.parent[walk]
+            out.figures[at, 0], out.figures[at, 1] = binding, c
+            out.figures[at, 2], out.figures[at, 3] = teams.total[binding, c], teams.limit[binding, c]
+            return TEAM_LIMIT
+    room(teams, team, left)
+    for c in (column, 0):
+        if left[c] < least:
+            out.figures[at, 0], out.figures[at, 1] = team, c
+            out.figures[at, 2], out.figures[at, 3] = teams.used[team, c], teams.used[team, c] + left[c]
+            return TEAM_QUOTA
+    out.figures[at, 0], out.figures[at, 1] = team, column
+    return NO_ROOM
+
+
+@inner
+def _admit(teams: Teams, rows: Rows, row: int, workers: int, pool: Pool, out: Out, state: I64) -> None:
+    at, team = state[TASKS], rows.team[row]
+    heads = 1 if rows.head[row] >= 0 else 0
+    for t in range(heads + workers):
+        c = rows.head[row] if t < heads else rows.worker[row]
+        out.task_admission[at + t] = state[ADMITTED]
+        out.task_index[at + t] = t - heads
+        out.task_class[at + t] = c
+        milli = pool.classes.milli[c]
+        if milli > 0:
+            charge(teams, team, 0, milli)
+            m = pool.nodes.model[out.task_node[at + t]]
+            if m > 0:
+                charge(teams, team, m, milli)
+    out.admitted[state[ADMITTED]] = row
+    out.workers[state[ADMITTED]] = workers
+    state[ADMITTED] += 1
+    state[TASKS] += heads + workers
+
+
+@inner
+def _defer(out: Out, state: I64, row: int, code: int) -> None:
+    out.deferred[state[DEFERRED]] = row
+    out.code[state[DEFERRED]] = code
+    state[DEFERRED] += 1
+
+
+@inner
+def next_borrower(teams: Teams, rows: Rows, queue_head: I64) -> int:
+    """The team whose first job borrows next, -1 when none waits: highest priority, then least share for its weight,
+    then the lowest index, then the earliest submission, then the lowest team row."""
+    best = -1
+    best_share = np.int64(0)
+    for t in range(len(queue_head)):
+        row = queue_head[t]
+        if row < 0:
+            continue
+        part = share(teams, t)
+        if best >= 0:
+            other = queue_head[best]
+            if rows.priority[row] < rows.priority[other]:
+                continue
+            if rows.priority[row] == rows.priority[other]:
+                if part > best_share:
+                    continue
+                if part == best_share and rows.key[row] > rows.key[other]:
+                    continue
+                late = rows.submitted_ns[row] >= rows.submitted_ns[other]
+                if part == best_share and rows.key[row] == rows.key[other] and late:
+                    continue
+        best, best_share = t, part
+    return best
+
+
+@inner
+def worth_trying(rows: Rows, row: int, entitled: bool, asking: Asking, teams: Teams) -> bool:
+    """A quick look before the long one of `preemption.make_room`."""
+    if asking.greatest == NOBODY:
+        return False
+    if entitled and teams.counted[0] > 0:
+        return True
+    return rows.priority[row] > asking.lowest or rows.key[row] + asking.margin < asking.greatest
+
+
+@inner
+def _try_row(
+    pool: Pool,
+    rows: Rows,
+    row: int,
+    teams: Teams,
+    asking: Asking,
+    first: bool,
+    room_of: Rooms,
+    out: Out,
+    at: int,
+) -> int:
+    """The workers placed for a row, or WAITS, BORROWS (it may only start by borrowing), WAITS_BEHIND, or what the
+    caller is to find out: MAY_BORROW, MAY_PUSH."""
+    team, asked, column = rows.team[row], rows.least[row], rows.column[row]
+    allowed, within, own = room_of.allowed, room_of.within, room_of.own
+    bounded = not teams.free[team]
+    if bounded:
+        room(teams, team, allowed)
+        for m in range(len(allowed)):
+            within[m] = allowed[m]
+        if first and asked > 0:
+            in_quota(teams, team, own)
+            if asked > own[0] or asked > own[column]:
+                return BORROWS
+            for m in range(len(own)):
+                within[m] = min(within[m], own[m])
+    else:
+        allowed[:] = UNLIMITED
+        within[:] = UNLIMITED
+    if asking.held >= 0 and asked > 0:
+        return WAITS_BEHIND
+    node, mask, mem = out.task_node[at:], out.task_mask[at:], out.task_mem[at:]
+    head, worker, least = rows.head[row], rows.worker[row], rows.min_workers[row]
+    placed = place_within(pool, head, worker, rows.workers[row], least, within, room_of.left, node, mask, mem)
+    if placed >= 0:
+        return placed
+    # its quota may be enough, but of other models than those free: these it may borrow
+    if bounded and first and narrower(within, allowed):
+        return MAY_BORROW
+    return WAITS if asked == 0 or not worth_trying(rows, row, first, asking, teams) else MAY_PUSH
+
+
+@outer
+def admit(
+    order: I64,
+    rows: Rows,
+    teams: Teams,
+    pool: Pool,
+    bounds: tuple[int, int, int],
+    max_admissions: int,
+    judged: I64,
+    later: Later,
+    rooms: Rooms,
+    out: Out,
+    state: I64,
+) -> int:
+    """Try every row once; see the module. `judged[R]` holds verdicts; `later` links each team's borrowers in order.
+
+    `bounds`: the least lead of an index that may push out, and of all who may be pushed out the lowest priority and
+    the greatest index.
+    """
+    while True:
+        first = state[PASS] == 0
+        if first and state[AT] >= len(order):
+            state[PASS] = 1
+            continue
+        team = 0 if first else next_borrower(teams, rows, later.head)
+        if team < 0:
+            return DONE
+        row = order[state[AT]] if first else later.head[team]
+        if state[TASKS] + 1 + rows.workers[row] > len(out.task_node):
+            state[ROW] = row
+            return GROW
+        tried = WAITS
+        answered = state[ANSWERED] != 0
+        state[ANSWERED] = 0
+        if rows.team[row] < 0:
+            _defer(out, state, row, TEAM_UNKNOWN)
+        elif state[ADMITTED] >= max_admissions:
+            _defer(out, state, row, _why(teams, rows, row, rooms.own, out, state[DEFERRED]))
+        else:
+            asking = Asking(bounds[0], bounds[1], bounds[2], state[HELD])
+            if answered:
+                tried = state[ANSWER]
+            else:
+                tried = _try_row(pool, rows, row, teams, asking, first, rooms, out, state[TASKS])
+            if tried in (MAY_BORROW, MAY_PUSH):
+                state[ROW] = row
+                return HELP
+            if tried >= 0:
+                _admit(teams, rows, row, tried, pool, out, state)
+            elif tried == WAITS_BEHIND:
+                out.figures[state[DEFERRED], 0] = state[HELD]
+                _defer(out, state, row, BEHIND)
+            elif tried == WAITS:
+                code = _why(teams, rows, row, rooms.own, out, state[DEFERRED])
+                if code == NO_ROOM and rows.old[row]:
+                    if judged[row] == UNKNOWN:
+                        state[ROW] = row
+                        return JUDGE
+                    if judged[row] == POSSIBLE:
+                        state[HELD] = row
+                _defer(out, state, row, code)
+        if not first:
+            later.head[team] = later.next[row]
+            continue
+        state[AT] += 1
+        if tried == BORROWS:
+            _put_off(later, rows.team[row], row)

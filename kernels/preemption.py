@@ -1,0 +1,189 @@
+"""Whom to ask to leave so that a waiting gang can start (numba): what-if on the working copy, undone where it fails.
+
+Victims are tried in a given order, the least harm first, and those found not to be needed are put back. A job may
+push out another for one of three reasons, each strictly ordered, so that two jobs never push each other out in turn:
+
+- reclaim: it fits its team's own quota, and the other holds what its team borrows (quota lent is taken back);
+- priority: the other has a lower priority, in the same team or among those that borrow;
+- index: equal priority, and a policy's index puts the other behind by more than a margin (time slicing).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moorage.kernels.gang import Pool, place_within
+from moorage.kernels.jit import inner, outer
+from moorage.kernels.placing import take
+from moorage.kernels.placing_scores import Nodes
+from moorage.kernels.teams import Teams, charge, room
+
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+WHOLE = 1000
+
+
+class Running(NamedTuple):
+    """V jobs that hold leases. Their tasks are rows `first[v]..first[v+1]` of the task columns."""
+
+    team: I64
+    priority: I64
+    key: I64
+    """Lower goes first; see `Rows.key`."""
+    fixed: Bool
+    """May not be asked to leave: not preemptible, or started too short a time ago."""
+    taken: Bool
+    """Asked to leave by this plan (an output)."""
+    order: I64
+    """Rows in the order in which they are tried: least harm first."""
+    asked: I64
+    """Scratch."""
+    milli: I64
+    first: I64
+    node: I64
+    mask: I64
+    klass: I64
+
+
+class Asker(NamedTuple):
+    """The waiting gang that wants room."""
+
+    team: int
+    priority: int
+    key: int
+    """Its index; `key` of a victim must be beyond it."""
+    margin: int
+    entitled: bool
+    """Fits its team's own quota."""
+    head: int
+    worker: int
+    least: int
+    milli: int
+    """Milli-GPU of the smallest gang."""
+
+
+@inner
+def move(running: Running, v: int, sign: int, pool: Pool, teams: Teams) -> None:
+    """Give back (+1) or take again (-1) all that a running job holds."""
+    nodes, classes = pool.nodes, pool.classes
+    for t in range(running.first[v], running.first[v + 1]):
+        c, n = running.klass[t], running.node[t]
+        take(nodes, classes, pool.scores, c, n, running.mask[t], sign)
+        if classes.milli[c] > 0:
+            charge(teams, running.team[v], 0, -sign * classes.milli[c])
+            if nodes.model[n] > 0:
+                charge(teams, running.team[v], nodes.model[n], -sign * classes.milli[c])
+    running.taken[v] = sign > 0
+
+
+@inner
+def may_push(asker: Asker, running: Running, v: int, teams: Teams) -> bool:
+    """Whether the asker may push this job out now; see the module for the three reasons."""
+    if running.fixed[v] or running.taken[v] or running.milli[v] == 0:
+        return False
+    team = running.team[v]
+    borrows = teams.counted[0] > 0 and teams.used[team, 0] > teams.own[team, 0]
+    if asker.entitled and team != asker.team and borrows:
+        return True
+    same_pot = team == asker.team or teams.counted[0] == 0 or (borrows and not asker.entitled)
+    if not same_pot:
+        return False
+    if running.priority[v] != asker.priority:
+        return running.priority[v] < asker.priority
+    return running.key[v] - asker.margin > asker.key
+
+
+@inner
+def _fits_back(running: Running, v: int, pool: Pool) -> bool:
+    """Whether all tasks of a job that was asked to leave still have their places. Tasks of one job on one device are
+    counted one by one: whether they fit together is seen after the `move`."""
+    nodes, classes = pool.nodes, pool.classes
+    for t in range(running.first[v], running.first[v + 1]):
+        c, n, mask = running.klass[t], running.node[t], running.mask[t]
+        if nodes.cpu_free[n] < classes.cpu[c] or nodes.mib_free[n] < classes.mib[c]:
+            return False
+        each = min(classes.milli[c], np.int64(WHOLE))
+        for d in range(nodes.milli_free.shape[1]):
+            if mask >> d & 1 and nodes.milli_free[n, d] < each:
+                return False
+    return True
+
+
+@inner
+def _sound(running: Running, v: int, nodes: Nodes) -> bool:
+    """After a job was put back: nothing it touches is over-full."""
+    for t in range(running.first[v], running.first[v + 1]):
+        n = running.node[t]
+        if nodes.cpu_free[n] < 0 or nodes.mib_free[n] < 0:
+            return False
+        for d in range(nodes.milli_free.shape[1]):
+            if running.mask[t] >> d & 1 and (nodes.milli_free[n, d] < 0 or nodes.mem_free[n, d] < 0):
+                return False
+    return True
+
+
+@inner
+def _put_back(asked: I64, count: int, running: Running, pool: Pool, teams: Teams, within: I64) -> None:
+    """Put back every job that was asked for nothing, the dearest first, as far as places and quotas allow."""
+    for i in range(count - 1, -1, -1):
+        v = asked[i]
+        room(teams, running.team[v], within)
+        if within.min() >= running.milli[v] and _fits_back(running, v, pool):
+            move(running, v, -1, pool, teams)
+            if not _sound(running, v, pool.nodes):
+                move(running, v, 1, pool, teams)
+
+
+@outer
+def make_room(
+    asker: Asker,
+    running: Running,
+    pool: Pool,
+    teams: Teams,
+    within: I64,
+    left: I64,
+    node: I64,
+    mask: I64,
+    mem: I64,
+) -> int:
+    """Ask jobs to leave until the asker's smallest gang fits, and place it. As `place_within`; on -1 nothing changed.
+
+    `within[M]` and `left[M]` are scratch. `running.taken` marks who must leave; the placement holds once they have.
+    """
+    if len(running.order) == 0:
+        return -1
+    possible, free, nodes = np.int64(0), np.int64(0), pool.nodes
+    for n in range(len(nodes.model)):
+        for d in range(nodes.devices[n]):
+            free += nodes.milli_free[n, d]
+    for v in running.order:
+        if may_push(asker, running, v, teams):
+            possible += running.milli[v]
+    if possible == 0 or free + possible < asker.milli:
+        return -1
+    count, placed, asked = 0, -1, running.asked
+    for v in running.order:
+        if not may_push(asker, running, v, teams):
+            continue
+        move(running, v, 1, pool, teams)
+        asked[count] = v
+        count += 1
+        free += running.milli[v]
+        if free < asker.milli:
+            continue
+        room(teams, asker.team, within)
+        placed = place_within(
+            pool, asker.head, asker.worker, asker.least, asker.least, within, left, node, mask, mem
+        )
+        if placed >= 0:
+            break
+    if placed < 0:
+        for i in range(count - 1, -1, -1):
+            move(running, asked[i], -1, pool, teams)
+        return -1
+    _put_back(asked, count, running, pool, teams, within)
+    return placed

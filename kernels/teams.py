@@ -1,0 +1,116 @@
+"""What teams hold and may take, kept current while a decision is made (numba). `scheduling.quota` says the rule.
+
+Figures are milli-GPU by team and GPU model column; column 0 counts all models together.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moorage.kernels.jit import inner, outer
+
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+UNLIMITED = 2**62
+
+
+class Teams(NamedTuple):
+    """T teams, M GPU model columns (0 counts all). `used`, `total`, `idle`, `over` are kept current by `charge`."""
+
+    parent: I64
+    """[T] -1 at the root; parents come before children."""
+    free: Bool
+    """[T] no quota, limit or bound applies: nothing to look up."""
+    weight: I64
+    own: I64
+    """[T, M] quota not handed on to children."""
+    lend: I64
+    borrow: I64
+    limit: I64
+    used: I64
+    """[T, M] held by the team's own jobs."""
+    total: I64
+    """[T, M] held by the team and all below it."""
+    idle: I64
+    """[M] own quota not in use that may be lent, of all teams."""
+    over: I64
+    """[M] held beyond own quota, of all teams."""
+    spare: I64
+    """[M] capacity that no quota claims."""
+    counted: I64
+    """[M] 1 where any team has a quota."""
+
+
+@inner
+def _lendable(teams: Teams, team: int, m: int) -> np.int64:
+    spare = teams.own[team, m] - teams.used[team, m]
+    return min(max(spare, np.int64(0)), teams.lend[team, m])
+
+
+@inner
+def charge(teams: Teams, team: int, m: int, milli: np.int64) -> None:
+    """Book `milli` more (or less) of column `m` on a team and all above it."""
+    teams.idle[m] -= _lendable(teams, team, m)
+    teams.over[m] -= max(teams.used[team, m] - teams.own[team, m], np.int64(0))
+    teams.used[team, m] += milli
+    teams.idle[m] += _lendable(teams, team, m)
+    teams.over[m] += max(teams.used[team, m] - teams.own[team, m], np.int64(0))
+    row = team
+    while row >= 0:
+        teams.total[row, m] += milli
+        row = teams.parent[row]
+
+
+@inner
+def in_quota(teams: Teams, team: int, out: I64) -> None:
+    """[M] what is left of the team's own quota; UNLIMITED where nothing is guaranteed to anybody."""
+    for m in range(len(out)):
+        if teams.counted[m] == 0:
+            out[m] = UNLIMITED
+        else:
+            out[m] = max(teams.own[team, m] - teams.used[team, m], np.int64(0))
+
+
+@inner
+def limits(teams: Teams, team: int, out: I64) -> None:
+    """[M] what the limits of the team and of every team above it leave."""
+    out[:] = UNLIMITED
+    row = team
+    while row >= 0:
+        for m in range(len(out)):
+            out[m] = min(out[m], teams.limit[row, m] - teams.total[row, m])
+        row = teams.parent[row]
+    for m in range(len(out)):
+        out[m] = max(out[m], np.int64(0))
+
+
+@outer
+def room(teams: Teams, team: int, out: I64) -> None:
+    """[M] milli-GPU the team may still take: own quota and what is lent, within its bounds and limits."""
+    limits(teams, team, out)
+    for m in range(len(out)):
+        if teams.counted[m] == 0:
+            continue
+        balance = teams.own[team, m] - teams.used[team, m]
+        lent = teams.idle[m] - _lendable(teams, team, m) + teams.spare[m]
+        lent -= teams.over[m] - max(-balance, np.int64(0))
+        capped = balance + min(lent, teams.borrow[team, m])
+        out[m] = min(out[m], max(max(balance, capped), np.int64(0)))
+
+
+@inner
+def narrower(a: I64, b: I64) -> bool:
+    found = False
+    for m in range(len(a)):
+        found |= a[m] < b[m]
+    return found
+
+
+@inner
+def share(teams: Teams, team: int) -> np.int64:
+    """How far the team is beyond its own quota, for its weight."""
+    return (teams.used[team, 0] - teams.own[team, 0]) * 1000 // max(np.int64(1), teams.weight[team])

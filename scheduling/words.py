@@ -1,0 +1,157 @@
+"""Why each waiting job waits: the loop's codes and figures, turned into `Reason`s when somebody asks.
+
+A plan over a long queue defers thousands of jobs and few of their reasons are read. Words are drawn from the snapshot
+the plan was made of; once its ledger has moved on they would no longer be true, and asking is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moorage.kernels import admission
+from moorage.scheduling.model import ANY_MODEL, IntArray, Reason, ReasonCode, Snapshot
+
+_HOLDERS_SHOWN = 3
+
+
+@dataclass(slots=True)
+class Words:
+    """`code[D]` and `figures[D,4]` of the deferred rows (see `kernels.admission.Out`), and what was left at the end."""
+
+    snapshot: Snapshot
+    teams: IntArray
+    """[R] ledger row of each waiting job's team, -1 unknown."""
+    never: Callable[[int], Reason | None]
+    """Why a row could never start, even in an idle pool."""
+    code: IntArray
+    figures: IntArray
+    free: IntArray
+    """[M] milli-GPU left free on the nodes that are up, by model column."""
+    admitted: IntArray
+    _said: tuple[Reason, ...] | None = None
+
+    def reasons(self, deferred: IntArray) -> tuple[Reason, ...]:
+        if self._said is None:
+            if self.snapshot.ledger.version != self.snapshot.version:
+                raise RuntimeError("the ledger has moved on: read a plan's reasons before applying it")
+            holders, least = _Holders(self), self.snapshot.pending.least()
+            impossible: dict[tuple[int, ...], Reason | None] = {}
+            self._said = tuple(
+                self._reason(d, int(row), int(least[row]), holders, impossible)
+                for d, row in enumerate(deferred)
+            )
+        return self._said
+
+    def _reason(
+        self,
+        d: int,
+        row: int,
+        asked: int,
+        holders: _Holders,
+        impossible: dict[tuple[int, ...], Reason | None],
+    ) -> Reason:
+        queue, ledger = self.snapshot.pending, self.snapshot.ledger
+        team = queue.teams[int(queue.team[row])]
+        at, column, held, allowed = (int(x) for x in self.figures[d])
+        match int(self.code[d]):
+            case admission.TEAM_UNKNOWN:
+                return Reason(code=ReasonCode.TEAM_UNKNOWN, team=team, asked=asked)
+            case admission.BEHIND:
+                return Reason(
+                    code=ReasonCode.BEHIND, team=team, asked=asked, holders=(_name(self.snapshot, at),)
+                )
+            case admission.TEAM_LIMIT:
+                return Reason(
+                    code=ReasonCode.TEAM_LIMIT,
+                    team=ledger.team_names[at],
+                    gpu_model=ledger.models[column],
+                    asked=asked,
+                    held=held,
+                    allowed=allowed,
+                    holders=holders.of(ledger.team_names[at], team),
+                )
+            case admission.TEAM_QUOTA:
+                return Reason(
+                    code=ReasonCode.TEAM_QUOTA,
+                    team=team,
+                    gpu_model=ledger.models[column],
+                    asked=asked,
+                    held=held,
+                    allowed=allowed,
+                    holders=holders.of(),
+                )
+            case _:
+                return self._lacks_room(row, team, asked, holders, impossible)
+
+    def _lacks_room(
+        self,
+        row: int,
+        team: str,
+        asked: int,
+        holders: _Holders,
+        impossible: dict[tuple[int, ...], Reason | None],
+    ) -> Reason:
+        queue, ledger = self.snapshot.pending, self.snapshot.ledger
+        same = tuple(int(x[row]) for x in (queue.team, queue.head, queue.worker, queue.min_workers))
+        if same not in impossible:
+            impossible[same] = self.never(row)
+        never = impossible[same]
+        if never is not None:
+            return never
+        models = models_of(self.snapshot, row)
+        columns = [ledger.models.index(m) for m in models if m in ledger.models] if models else [0]
+        free = int(self.free[columns].sum())
+        return Reason(
+            code=ReasonCode.FRAGMENTED if free >= asked else ReasonCode.POOL_FULL,
+            team=team,
+            gpu_model=model_text(models),
+            asked=asked,
+            free=free,
+            holders=holders.of(),
+        )
+
+
+class _Holders:
+    """The first jobs, oldest first, whose end would give GPUs back: held now, or started by this plan."""
+
+    def __init__(self, words: Words) -> None:
+        snapshot = words.snapshot
+        queue, milli = snapshot.pending, np.append(snapshot.pending.milli(), 0)
+        held = [(lease.job, lease.team) for lease in snapshot.ledger.leases.values() if lease.milli_gpu]
+        begun = [
+            (_name(snapshot, int(row)), queue.teams[int(queue.team[row])])
+            for row in words.admitted
+            if milli[queue.head[row]] or milli[queue.worker[row]]
+        ]
+        self._all = (*held, *begun)
+        self._found: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def of(self, *teams: str) -> tuple[str, ...]:
+        """Of these teams, or of all when none is named."""
+        if teams not in self._found:
+            jobs: dict[str, None] = {}
+            for job, team in self._all:
+                if not teams or team in teams:
+                    jobs[job] = None
+                    if len(jobs) == _HOLDERS_SHOWN:
+                        break
+            self._found[teams] = tuple(jobs)
+        return self._found[teams]
+
+
+def models_of(snapshot: Snapshot, row: int) -> tuple[str, ...]:
+    """The GPU models a waiting job may use, () = any."""
+    queue = snapshot.pending
+    c = int(queue.worker[row]) if queue.worker[row] >= 0 else int(queue.head[row])
+    return queue.classes[c].gpu_models if c >= 0 else ()
+
+
+def model_text(models: tuple[str, ...]) -> str:
+    return " or ".join(models) or ANY_MODEL
+
+
+def _name(snapshot: Snapshot, row: int) -> str:
+    return snapshot.pending.names[row]
