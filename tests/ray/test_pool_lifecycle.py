@@ -104,7 +104,10 @@ def test_haproxy_is_private_to_the_pool(pool) -> None:
     """G3, G4: its files lie in the home, the script and the folder are the owner's alone."""
     until(lambda: pool.record().serve, 90, "Serve answers")
     assert haproxies(pool), "no HAProxy runs: the tests of its end would see nothing"
-    assert {process.pid for process in haproxies(pool)} <= {process.pid for process in pool.tree()}
+    found, tree = haproxies(pool), pool.tree()
+    # One that a reload replaced may end between the two looks; one that lived through both was there to be seen.
+    strangers = [process for process in found if process not in tree and process.is_running()]
+    assert not strangers, strangers
     folder = pool.files.root / "haproxy"
     assert folder.stat().st_mode & 0o077 == 0 and (folder / "haproxy").stat().st_mode & 0o077 == 0
     assert [path for path in folder.rglob("*") if path.is_socket()], "HAProxy's admin socket lies elsewhere"
@@ -223,7 +226,12 @@ def test_haproxy_ends_with_its_actor(pool) -> None:
     """G6: a proxy actor that is killed leaves no HAProxy with an old configuration on Serve's port."""
     until(lambda: pool.record().serve, 90, "Serve answers")
     before = until(lambda: haproxies(pool), 30, "HAProxy runs")
-    for parent in {process.ppid() for process in before}:
+    parents = set()
+    for process in before:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that a reload replaced
+            parents.add(process.ppid())
+    assert parents and 1 not in parents, parents
+    for parent in parents:
         os.kill(parent, signal.SIGKILL)
     until(lambda: not any(process.is_running() for process in before), 15, "the old HAProxy ends")
     until(lambda: haproxies(pool), 60, "Serve starts another one")

@@ -101,7 +101,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(command.simulate, arguments, catch_exceptions=False)
+    return CliRunner().invoke(cli.cli, ["simulate", *arguments], catch_exceptions=False)
 
 
 def answer(*arguments: str) -> dict[str, Any]:
