@@ -56,7 +56,8 @@ class Scores(NamedTuple):
     log: I64
     """[L]: the nodes changed, a ring"""
     clock: I64
-    """[2]: how many changes there were; the clock at the last one that gave room back"""
+    """[4]: how many changes there were; the clock at the last one that gave room back; the milli-GPU free in the
+    pool; the stage of the potential that the cache is for"""
     changed: I64
     """[N]: the clock after the last change of a node"""
     seen: I64
@@ -101,7 +102,7 @@ def fresh_scores(nodes: Nodes, classes: Classes, scoring: Scoring) -> Scores:
         node=node,
         by_tie=by_tie,
         log=np.zeros(max(BLOCK, count), np.int64),
-        clock=np.zeros(2, np.int64),
+        clock=np.array([0, 0, nodes.milli_free.sum(), 0], np.int64),
         changed=np.zeros(count, np.int64),
         seen=np.full((shapes, 2), -1, np.int64),
         base=np.zeros((count, 2), np.int64),
@@ -110,6 +111,7 @@ def fresh_scores(nodes: Nodes, classes: Classes, scoring: Scoring) -> Scores:
         found=np.empty(count, np.int64),
     )
     _copy_all(nodes, scores.state)
+    scores.state[:, rules.ROW] = nodes.model
     return scores
 
 
@@ -121,7 +123,7 @@ def _copy_all(nodes: Nodes, state: I64) -> None:
 
 @outer
 def _copy(nodes: Nodes, state: I64, n: int) -> None:
-    """One node into its row."""
+    """One node into its row; the column ROW stays."""
     width = nodes.milli_free.shape[1]
     state[n, rules.CPU], state[n, rules.MIB] = nodes.cpu_free[n], nodes.mib_free[n]
     state[n, rules.MODEL], state[n, rules.COUNT] = nodes.model[n], nodes.devices[n]
@@ -308,6 +310,24 @@ def _refresh(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet:
 
 
 @outer
+def _restage(scores: Scores, scoring: Scoring) -> None:
+    """When what is free in the pool calls for another stage of the tables, forget all scores."""
+    stages, clock, stage = scoring.stages, scores.clock, 0
+    while stage < len(stages) and clock[2] <= stages[stage]:
+        stage += 1
+    if stage == clock[3]:
+        return
+    clock[3] = stage
+    rows = len(scoring.value) // (len(stages) + 1)
+    state, base, seen = scores.state, scores.base, scores.seen
+    for n in range(len(state)):
+        state[n, rules.ROW] = stage * rows + state[n, rules.MODEL]
+        base[n, 1] = 0
+    for c in range(len(seen)):
+        seen[c, 0] = -1
+
+
+@outer
 def _devices(classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int, raylet: bool) -> int:
     """Mask of the devices a task of class `c`, known to fit on node `n`, takes there."""
     milli = classes.milli[c]
@@ -348,6 +368,8 @@ def find(
     """
     if scores.seen[c, 1] >= scores.clock[1]:
         return -1, 0
+    if len(scoring.stages) > 0:
+        _restage(scores, scoring)
     if scores.seen[c, 0] != scores.clock[0]:
         _refresh(classes, scores, scoring, c, raylet)
     block, block_model = scores.block, scores.block_model
@@ -378,6 +400,8 @@ def find_among(
     among: Bool,
 ) -> tuple[int, int]:
     """`find` over the nodes marked in `among` only: O(N)."""
+    if len(scoring.stages) > 0:
+        _restage(scores, scoring)
     if scores.seen[c, 0] != scores.clock[0]:
         _refresh(classes, scores, scoring, c, raylet)
     best = FAR
@@ -412,7 +436,9 @@ def take(nodes: Nodes, classes: Classes, scores: Scores, c: int, n: int, mask: i
 @outer
 def touch(nodes: Nodes, scores: Scores, n: int, room: bool) -> None:
     """Say that a node changed. Whoever writes `Nodes` by hand calls this; `room` when something became free."""
+    free = scores.state[n, rules.FREE]
     _copy(nodes, scores.state, n)
+    scores.clock[2] += scores.state[n, rules.FREE] - free
     at = scores.clock[0]
     scores.log[at % len(scores.log)] = n
     scores.clock[0] = scores.changed[n] = at + 1

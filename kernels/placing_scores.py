@@ -22,7 +22,7 @@ Bool = npt.NDArray[np.bool_]
 
 WHOLE = 1000
 BEST_FIT, POTENTIAL, FGD, DOT_PRODUCT, RANDOM, FIRST = range(6)
-CPU, MIB, MODEL, COUNT, DEVICE_MIB, IDLE, FREE, DEVICES = range(8)
+CPU, MIB, MODEL, COUNT, DEVICE_MIB, IDLE, FREE, ROW, DEVICES = range(9)
 TIE_BITS = 21
 """A key is `score << TIE_BITS | tie`: up to two million nodes, scores within +-2**41."""
 
@@ -55,7 +55,8 @@ class Classes(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """One rule and its tables, made by `scheduling.packing.scorings`. M GPU model rows, K price points, G devices."""
+    """One rule and its tables, made by `scheduling.packing.scorings`. Z stages, M GPU model rows, K price points, G
+    devices, T typical tasks."""
 
     kind: int
     tie: I64
@@ -63,11 +64,13 @@ class Scoring(NamedTuple):
     salt: int
     """random: its seed"""
     value: I64
-    """potential [M,1001+G+1,K]: by what is free on a device: its value, less the CPU and memory its use costs.
-    Entries 0 and
-    1000 are 0: wholly idle devices count together, `value[m, 1001 + i]` for i of them."""
+    """potential [Z*M,1001+G+1,K]: by what is free on a device: its value, less the CPU and memory its use costs.
+    Entries 0 and 1000 are 0: wholly idle devices count together, `value[r, 1001 + i]` for i of them. The rows of
+    the GPU models are there once for each stage."""
     price: I64
-    """potential [M,2,K]: per milli-CPU, per MiB"""
+    """potential [Z*M,2,K]: per milli-CPU, per MiB"""
+    stages: I64
+    """potential [Z-1]: falling; the next stage begins when no more milli-GPU than this is free in the whole pool"""
     typical: I64
     """FGD [T,5]: row in `levels`, devices, milli-CPU, frequency, bit mask of the models it may use"""
     levels: I64
@@ -150,7 +153,7 @@ def mixed(salt: int, c: int, n: int, cpu: int, free: int) -> int:
 @outer
 def hole_sums(state: I64, n: int, value: I64, sums: I64) -> None:
     """Into `sums[n]` the summed value of the node's holes at each price point."""
-    m, points = state[n, MODEL], value.shape[2]
+    m, points = state[n, ROW], value.shape[2]
     for k in range(points):
         sums[n, k] = value[m, WHOLE + 1 + state[n, IDLE], k]
     for d in range(DEVICES, DEVICES + state[n, COUNT]):
@@ -168,7 +171,7 @@ def node_worth(state: I64, n: int, value: I64, price: I64, sums: I64) -> int:
     Lagrangian bound on what can still be packed there.
     """
     hole_sums(state, n, value, sums)
-    m, least = state[n, MODEL], FAR
+    m, least = state[n, ROW], FAR
     cpu, mib = min(state[n, CPU], _AMPLE), min(state[n, MIB], _AMPLE)
     for k in range(value.shape[2]):
         least = min(least, sums[n, k] + price[m, 0, k] * cpu + price[m, 1, k] * mib)
@@ -180,7 +183,7 @@ def whole_cost(
     state: I64, n: int, value: I64, price: I64, sums: I64, base: int, need: int, cpu: int, mib: int
 ) -> int:
     """The fall of the potential when `need` idle devices, CPU and memory are taken."""
-    m, idle, least = state[n, MODEL], WHOLE + 1 + state[n, IDLE], FAR
+    m, idle, least = state[n, ROW], WHOLE + 1 + state[n, IDLE], FAR
     cpu_left, mib_left = min(state[n, CPU], _AMPLE) - cpu, min(state[n, MIB], _AMPLE) - mib
     for k in range(value.shape[2]):
         holes = sums[n, k] + value[m, idle - need, k] - value[m, idle, k]
@@ -193,7 +196,7 @@ def fraction_cost(
     state: I64, n: int, value: I64, price: I64, sums: I64, base: int, d: int, milli: int, cpu: int, mib: int
 ) -> int:
     """The fall of the potential when a fraction goes on device `d`."""
-    m, free, least = state[n, MODEL], state[n, DEVICES + d], FAR
+    m, free, least = state[n, ROW], state[n, DEVICES + d], FAR
     cpu_left, mib_left = min(state[n, CPU], _AMPLE) - cpu, min(state[n, MIB], _AMPLE) - mib
     now, less = free, 0
     if free == WHOLE:

@@ -8,12 +8,14 @@ import numpy as np
 
 from moorage.kernels.placing_scores import Scoring
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import IntArray
+from moorage.scheduling.model import WHOLE, IntArray
 from moorage.scheduling.packing import scorings
 from moorage.scheduling.packing.classes import Mix
+from moorage.scheduling.packing.values import Pool
 from moorage.scheduling.queue import TaskClass
 
 RULES = {
+    scorings.POTENTIAL: "where what can still be packed falls least, by the prices of a cutting-stock programme",
     scorings.BEST_FIT: "the smallest remainder, then the node that is most used",
     scorings.FGD: "fragmentation gradient descent (Weng et al., USENIX ATC'23), as its authors' simulator runs it",
     scorings.DOT_PRODUCT: "the smallest product of demand and room (Tetris, as run beside FGD)",
@@ -29,6 +31,8 @@ def scoring(
     """The rule's tables. `count[C]`: how often each class comes (rules that look ahead read it)."""
     tie = np.arange(len(ledger.up))
     match name:
+        case scorings.POTENTIAL:
+            return scorings.potential(tie, mix_of(ledger, classes, count), pool_of(ledger))
         case scorings.BEST_FIT:
             return scorings.best_fit(tie)
         case scorings.DOT_PRODUCT:
@@ -41,6 +45,17 @@ def scoring(
             return scorings.fgd(tie, mix_of(ledger, classes, count))
         case _:
             raise ValueError(f"there is no packing rule {name!r}; there are {', '.join(RULES)}")
+
+
+def pool_of(ledger: Ledger) -> Pool:
+    """What the tables of the potential rule need to know of the nodes that are up."""
+    up = ledger.up
+    return Pool(
+        models=len(ledger.models),
+        width=int(ledger.milli_free.shape[1]),
+        milli_gpu=int(ledger.devices[up].sum()) * WHOLE,
+        milli_cpu=int(ledger.cpu_total[up].sum()),
+    )
 
 
 def mix_of(ledger: Ledger, classes: Sequence[TaskClass], count: IntArray) -> Mix:

@@ -9,6 +9,7 @@ import numpy as np
 from moorage.kernels import placing_scores as kernel
 from moorage.kernels.placing_scores import Scoring
 from moorage.scheduling.packing.classes import I64, Mix
+from moorage.scheduling.packing.values import Pool, tables
 
 POTENTIAL, BEST_FIT, FGD, DOT_PRODUCT, RANDOM, FIRST = (
     "potential",
@@ -32,6 +33,7 @@ def plain(kind: int, tie: I64, salt: int = 0) -> Scoring:
         salt=salt,
         value=np.zeros((1, 1, 1), np.int64),
         price=np.zeros((1, 2, 1), np.int64),
+        stages=none,
         typical=np.zeros((0, 5), np.int64),
         levels=none,
         steps=none,
@@ -56,6 +58,15 @@ def random(tie: I64, salt: int) -> Scoring:
 def first(tie: I64) -> Scoring:
     """The first node in the order of `tie` that fits."""
     return plain(kernel.FIRST, tie)
+
+
+def potential(tie: I64, mix: Mix, pool: Pool) -> Scoring:
+    """Where what can still be packed falls least (`values`). Best fit for a mix without tasks of up to one GPU."""
+    single = (mix.milli > 0) & (mix.milli <= kernel.WHOLE)
+    if not single.any() or pool.milli_gpu <= 0:
+        return best_fit(tie)
+    value, price, stages = tables(mix, pool)
+    return plain(kernel.POTENTIAL, tie)._replace(value=value, price=price, stages=stages)
 
 
 def fgd(tie: I64, mix: Mix) -> Scoring:
