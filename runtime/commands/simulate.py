@@ -42,7 +42,11 @@ def common_options(command: F) -> F:
             type=click.Path(path_type=Path, file_okay=False),
             help="Write report.json and the pictures into this folder.",
         ),
-        click.option("--compare", metavar="A,B,C", help="Run these policies too, on the same jobs."),
+        click.option(
+            "--compare",
+            metavar="A,B,C",
+            help="Run these policies on the same jobs, after --policy if that is given.",
+        ),
         click.option(
             "--policy", metavar="NAME", help="What decides [default: Moorage's own]. See --policies."
         ),
@@ -57,7 +61,7 @@ def common_options(command: F) -> F:
 Examples:
   moorage simulate openb --nodes nodes.csv --jobs jobs.csv
   moorage simulate openb --nodes nodes.csv --jobs jobs.csv --demand 1.3 --seeds 42..51 --json
-  moorage simulate openb --nodes nodes.csv --jobs jobs.csv --seeds 42,43 --compare fgd,best-fit --out report
+  moorage simulate openb --nodes nodes.csv --jobs jobs.csv --seeds 42,43 --compare potential,fgd --out report
 """
 )
 @click.option("--nodes", "nodes_file", type=click.Path(path_type=Path), metavar="CSV", help="The node list.")

@@ -15,6 +15,8 @@ FORMATS = ("svg", "png")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's: apart for the colour-blind too."""
 _TEAMS_SHOWN = 20
+_CLOSE_UP = 75
+"""Percent of demand from which policies differ."""
 
 
 def library() -> Any:
@@ -86,6 +88,8 @@ def _allocation(axes: Any, report: Report) -> bool:
         return False
     last = round(100 * report.data["demand"])
     axes.plot([0, min(last, 100)], [0, min(last, 100)], color="#999999", linestyle=":", linewidth=1)
+    if last > 100:  # below that the lines are one
+        axes.set(xlim=(_CLOSE_UP, last), ylim=(_CLOSE_UP, 100))
     axes.set_ylabel("GPUs held (%)")
     axes.set_title(f"Allocation, mean of {len(report.data['seeds'])} seeds", loc="left")
     return True
@@ -111,7 +115,7 @@ def _acceptance(axes: Any, report: Report) -> bool:
         axes.bar(np.arange(len(classes)) + (at + 0.5) * width - 0.4, values, width, color=colour, label=name)
     axes.set_xticks(range(len(classes)), classes)
     axes.set_ylabel("jobs placed when they came (%)")
-    axes.set_title(f"Acceptance at {round(100 * report.data['demand'])}% demand, by class of job", loc="left")
+    axes.set_title(f"Acceptance at {round(100 * report.data['demand'])}% demand", loc="left")
     _legend(axes)
     return True
 
