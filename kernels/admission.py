@@ -118,6 +118,9 @@ def _put_off(later: Later, team: int, row: int) -> None:
 def _why(teams: Teams, rows: Rows, row: int, left: I64, out: Out, at: int) -> int:
     """The rule that binds, tried from the outermost: limit, quota, then room on devices."""
     team, column, least = rows.team[row], rows.column[row], rows.least[row]
+    out.figures[at, 0], out.figures[at, 1] = team, column
+    if teams.free[team]:
+        return NO_ROOM
     limits(teams, team, left)
     for c in (column, 0):
         if left[c] < least:
@@ -136,7 +139,6 @@ def _why(teams: Teams, rows: Rows, row: int, left: I64, out: Out, at: int) -> in
             out.figures[at, 0], out.figures[at, 1] = team, c
             out.figures[at, 2], out.figures[at, 3] = teams.used[team, c], teams.used[team, c] + left[c]
             return TEAM_QUOTA
-    out.figures[at, 0], out.figures[at, 1] = team, column
     return NO_ROOM
 
 

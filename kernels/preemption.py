@@ -132,7 +132,10 @@ def _put_back(asked: I64, count: int, running: Running, pool: Pool, teams: Teams
     for i in range(count - 1, -1, -1):
         v = asked[i]
         room(teams, running.team[v], within)
-        if within.min() >= running.milli[v] and _fits_back(running, v, pool):
+        least = within[0]
+        for m in range(1, len(within)):
+            least = min(least, within[m])
+        if least >= running.milli[v] and _fits_back(running, v, pool):
             move(running, v, -1, pool, teams)
             if not _sound(running, v, pool.nodes):
                 move(running, v, 1, pool, teams)

@@ -1,17 +1,50 @@
-"""Discrete events over the public `plan()` and `step()`: jobs arrive, run, are preempted and end."""
+"""Discrete events over the public `plan()` and `step()`: jobs arrive, run, are preempted and end.
+
+Between two events nothing changes, so a decision is made when something arrived or ended, and, for disciplines whose
+index moves with time, at every tick while jobs wait. A preempted job keeps its progress but for what was lost since its
+last checkpoint, and waits again.
+"""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from moorage.scheduling.model import NodeSpec
+import numpy as np
+
+from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, NodeUp, TeamSet, step
+from moorage.scheduling.model import (
+    DeviceRule,
+    IntArray,
+    Lease,
+    NodeSpec,
+    Plan,
+    Policy,
+    Role,
+    Snapshot,
+    TaskPlacement,
+    TeamSpec,
+    unmask,
+)
+from moorage.scheduling.planner import plan
+from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline
+from moorage.scheduling.simulator.disciplines import Jobs as Seen
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
+from moorage.scheduling.simulator.queueing import Jobs
 
-POLICIES: dict[str, str] = {}
+POLICIES: dict[str, str] = {name: found.text for name, found in DISCIPLINES.items()}
 """Queueing policy -> what it does. The first is the default."""
+
+SECOND = 10**9
+LOST_NS = 60 * SECOND
+"""Run time that a preemption costs."""
 
 Progress = Callable[[int, int], None]
 """(jobs that ended, all jobs), now and then."""
+
+_REPORT_EVERY = 2000
 
 
 def simulate(
@@ -19,8 +52,236 @@ def simulate(
     workload: Workload,
     *,
     policy: str,
+    quotas: Sequence[TeamSpec] | None = None,
+    lost_ns: int = LOST_NS,
     stopwatch: Callable[[], float] | None = None,
     progress: Progress | None = None,
 ) -> JobsResult:
-    """Run every job to its end under one policy. Raises NotSimulated."""
-    raise NotSimulated(f"there is no policy {policy!r}")
+    """Run every job to its end under one policy. Raises NotSimulated.
+
+    `quotas`: the teams' figures; None = no quotas. Every job must fit the idle pool.
+    """
+    if policy not in DISCIPLINES:
+        raise NotSimulated(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
+    run = _Run.of(nodes, workload, DISCIPLINES[policy], quotas, lost_ns, stopwatch)
+    run.to_the_end(progress)
+    return run.result()
+
+
+@dataclass(slots=True)
+class _Run:
+    workload: Workload
+    discipline: Discipline
+    ledger: Ledger
+    jobs: Jobs
+    lost_ns: int
+    stopwatch: Callable[[], float] | None
+    seen: Seen
+    now: int = 0
+    arrived: int = 0
+    ended: int = 0
+    epoch: int = 0
+    elapsed_s: float = 0.0
+    decisions: int = 0
+    next_tick: int = 0
+    leases: dict[int, Lease] = field(default_factory=dict)
+    """By row, in order of start."""
+    tasks: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
+    """(node rows, device masks) of each running job."""
+    finishing: list[tuple[int, int, int]] = field(default_factory=list)
+    """(time, epoch, row): stale when the row's lease has another epoch."""
+    waiting: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    left_ns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    start_ns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    finish_ns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    preemptions: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    stint_ns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    lost: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @classmethod
+    def of(
+        cls,
+        nodes: Sequence[NodeSpec],
+        workload: Workload,
+        discipline: Discipline,
+        quotas: Sequence[TeamSpec] | None,
+        lost_ns: int,
+        stopwatch: Callable[[], float] | None,
+    ) -> _Run:
+        ledger = Ledger()
+        for spec in quotas or [TeamSpec(name=team) for team in workload.teams]:
+            step(ledger, TeamSet(spec))
+        for node in nodes:
+            step(ledger, NodeUp(node))
+        count = len(workload)
+        return cls(
+            workload=workload,
+            discipline=discipline,
+            ledger=ledger,
+            jobs=Jobs.of(workload),
+            lost_ns=lost_ns,
+            stopwatch=stopwatch,
+            seen=Seen.of(workload),
+            left_ns=workload.duration_ns.copy(),
+            start_ns=np.full(count, -1, np.int64),
+            finish_ns=np.full(count, -1, np.int64),
+            preemptions=np.zeros(count, np.int64),
+            stint_ns=np.zeros(count, np.int64),
+            lost=np.zeros(count, np.int64),
+        )
+
+    def to_the_end(self, progress: Progress | None) -> None:
+        count = len(self.workload)
+        while self.ended < count:
+            if not self._advance():
+                raise NotSimulated(f"{count - self.ended} jobs wait and nothing runs: they fit nowhere")
+            self._decide()
+            if progress is not None and self.decisions % _REPORT_EVERY == 0:
+                progress(self.ended, count)
+
+    def _advance(self) -> bool:
+        """To the next time anything happens, and what happens then. False when nothing will."""
+        while self.finishing and not self._current(self.finishing[0]):
+            heapq.heappop(self.finishing)
+        times = [self.finishing[0][0]] if self.finishing else []
+        submit = self.workload.submit_ns
+        if self.arrived < len(submit):
+            times.append(int(submit[self.arrived]))
+        if self.discipline.tick_ns and len(self.waiting) and times:
+            times.append(max(self.next_tick, self.now + 1))
+        if not times:
+            return False
+        self.now = min(times)
+        upto = int(np.searchsorted(submit, self.now, "right"))
+        self.waiting = np.concatenate((self.waiting, np.arange(self.arrived, upto)))
+        self.seen.queued_ns[self.arrived : upto] = submit[self.arrived : upto]
+        self.arrived = upto
+        while self.finishing and self.finishing[0][0] <= self.now:
+            entry = heapq.heappop(self.finishing)
+            if self._current(entry):
+                self._end(entry[2])
+        return True
+
+    def _current(self, entry: tuple[int, int, int]) -> bool:
+        lease = self.leases.get(entry[2])
+        return lease is not None and lease.epoch == entry[1]
+
+    def _decide(self) -> None:
+        if self.discipline.tick_ns and self.now >= self.next_tick:
+            self.next_tick = self.now + self.discipline.tick_ns
+        if not len(self.waiting):
+            return
+        running = np.fromiter(self.leases, np.int64, len(self.leases))
+        self.seen.now_ns = self.now
+        ranks = self.discipline.rank(self.seen, self.waiting, running)
+        snapshot = Snapshot(
+            version=self.ledger.version,
+            ledger=self.ledger,
+            pending=self.jobs.queue(self.waiting, key=ranks.waiting),
+            running=self._running(running, ranks.running, ranks.fixed) if ranks.preempts else None,
+            device_rule=DeviceRule.FREE,
+        )
+        begun = self.stopwatch() if self.stopwatch else 0.0
+        policy = Policy(hold_after_ns=self.discipline.hold_after_ns, margin=ranks.margin)
+        decided = plan(snapshot, policy, self.now)
+        self.elapsed_s += self.stopwatch() - begun if self.stopwatch else 0.0
+        self.decisions += 1
+        again = [self._preempt(int(running[int(name)])) for name in decided.preempted]
+        self._start(decided)
+        keep = np.ones(len(self.waiting), np.bool_)
+        keep[decided.admitted] = False
+        self.waiting = np.concatenate((self.waiting[keep], np.array(again, np.int64)))
+
+    def _running(self, rows: IntArray, key: IntArray, fixed: IntArray) -> RunningJobs:
+        held = [self.tasks[row] for row in self.leases]
+        sizes = np.array([len(node) for node, _ in held], np.int64)
+        none = np.zeros(0, np.int64)
+        return RunningJobs(
+            leases=range(len(rows)),  # type: ignore[arg-type]  # rows of this table: names would cost more
+            teams=self.workload.teams,
+            team=self.workload.team[rows],
+            priority=self.workload.priority[rows],
+            key=key,
+            fixed=fixed,
+            lost=np.zeros(len(rows), np.int64),
+            classes=self.jobs.classes,
+            first=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
+            task_node=np.concatenate([node for node, _ in held]) if held else none,
+            task_mask=np.concatenate([mask for _, mask in held]) if held else none,
+            task_class=np.repeat(self.jobs.klass[rows], sizes),
+        )
+
+    def _start(self, decided: Plan) -> None:
+        bounds = np.searchsorted(decided.task_admission, np.arange(len(decided.admitted) + 1))
+        names = self.ledger.node_names
+        for a, at in enumerate(decided.admitted.tolist()):
+            row, span = int(self.waiting[at]), slice(int(bounds[a]), int(bounds[a + 1]))
+            node, mask = decided.task_node[span], decided.task_devices[span]
+            self.epoch += 1
+            tasks = tuple(
+                TaskPlacement(
+                    role=Role.WORKER,
+                    index=i,
+                    node=names[n],
+                    devices=unmask(m),
+                    milli_gpu=milli,
+                    gpu_mib=mib,
+                    milli_cpu=cpu,
+                    mib=mem,
+                )
+                for i, (n, m, milli, mib, cpu, mem) in enumerate(
+                    zip(
+                        node.tolist(),
+                        mask.tolist(),
+                        decided.task_milli[span].tolist(),
+                        decided.task_gpu_mib[span].tolist(),
+                        decided.task_milli_cpu[span].tolist(),
+                        decided.task_mib[span].tolist(),
+                        strict=True,
+                    )
+                )
+            )
+            team = self.workload.teams[int(self.workload.team[row])]
+            lease = Lease(lease=str(row), job=str(row), team=team, epoch=self.epoch, tasks=tasks)
+            step(self.ledger, LeaseGranted(lease))
+            self.leases[row], self.tasks[row] = lease, (node, mask)
+            self.seen.started_ns[row] = self.now
+            if self.start_ns[row] < 0:
+                self.start_ns[row] = self.now
+            self.stint_ns[row] = max(self.stint_ns[row], self.now - self.seen.queued_ns[row])
+            heapq.heappush(self.finishing, (self.now + int(self.left_ns[row]), self.epoch, row))
+
+    def _leave(self, row: int) -> int:
+        """Release the lease; how long it ran."""
+        lease = self.leases.pop(row)
+        del self.tasks[row]
+        step(self.ledger, LeaseReleased(lease.lease, lease.epoch))
+        ran = self.now - int(self.seen.started_ns[row])
+        self.seen.attained_ns[row] += ran
+        self.seen.started_ns[row] = -1
+        return ran
+
+    def _end(self, row: int) -> None:
+        self._leave(row)
+        self.finish_ns[row] = self.now
+        self.ended += 1
+        self.seen.end(row)
+
+    def _preempt(self, row: int) -> int:
+        ran = self._leave(row)
+        self.left_ns[row] += self.lost_ns - ran
+        self.lost[row] += self.lost_ns
+        self.preemptions[row] += 1
+        self.seen.queued_ns[row] = self.now
+        return row
+
+    def result(self) -> JobsResult:
+        return JobsResult(
+            start_ns=self.start_ns,
+            finish_ns=self.finish_ns,
+            preemptions=self.preemptions,
+            longest_stint_ns=self.stint_ns,
+            lost_ns=self.lost,
+            elapsed_s=self.elapsed_s,
+            decisions=self.decisions,
+        )

@@ -170,7 +170,10 @@ def test_the_core_draws_no_numbers_and_touches_nothing() -> None:
     for layer in ("scheduling", "kernels"):
         for path, tree in sources(layer):
             for node in ast.walk(tree):
-                attribute = isinstance(node, ast.Attribute) and ast.unparse(node) in ("np.random", "numpy.random")
+                attribute = isinstance(node, ast.Attribute) and ast.unparse(node) in (
+                    "np.random",
+                    "numpy.random",
+                )
                 called = (
                     node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
                 )

@@ -1,0 +1,127 @@
+"""X2, S3: the discrete-event engine over the real planner and ledger, on workloads small enough to work out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from moorage.scheduling.model import NodeSpec, TeamSpec
+from moorage.scheduling.simulator import engine
+from moorage.scheduling.simulator.model import JobsResult, Kind, NotSimulated, Workload
+
+HOUR = 3600 * 10**9
+NODE = NodeSpec(name="n0", gpu_model="A", devices=4)
+
+
+@dataclass(frozen=True)
+class Job:
+    at: int
+    """Hours; as is `hours`."""
+    hours: int
+    gpus: int
+    team: str = "a"
+
+
+def workload(*jobs: Job) -> Workload:
+    teams = tuple(sorted({job.team for job in jobs}))
+    count = len(jobs)
+    none = np.zeros(count, np.int64)
+
+    def column(values: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.array(values, np.int64)
+
+    return Workload(
+        submit_ns=column([job.at * HOUR for job in jobs]),
+        duration_ns=column([job.hours * HOUR for job in jobs]),
+        team=column([teams.index(job.team) for job in jobs]),
+        workers=np.ones(count, np.int64),
+        min_workers=np.ones(count, np.int64),
+        milli_gpu=column([job.gpus * 1000 for job in jobs]),
+        gpu_mib=none,
+        milli_cpu=none,
+        mib=none,
+        models=none,
+        deadline_ns=none,
+        priority=none,
+        names=None,
+        teams=teams,
+        model_sets=((),),
+        kind=Kind.JOBS,
+    )
+
+
+def hours(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[float]:
+    return [round(float(t) / HOUR, 3) for t in times]
+
+
+LATE_SMALL = (Job(0, 10, 3), Job(1, 5, 4), Job(2, 1, 1))
+"""Three GPUs busy till 10; a job for all four waits; a small one comes that fits beside the first."""
+
+
+def run(policy: str, *jobs: Job, nodes: tuple[NodeSpec, ...] = (NODE,), **more: object) -> JobsResult:
+    return engine.simulate(nodes, workload(*jobs), policy=policy, **more)  # type: ignore[arg-type]
+
+
+def test_strict_fifo_lets_nobody_pass() -> None:
+    found = run("fifo", *LATE_SMALL)
+    assert hours(found.start_ns) == [0, 10, 15]
+    assert hours(found.finish_ns) == [10, 15, 16]
+    assert hours(found.longest_stint_ns) == [0, 9, 13]
+    assert not found.preemptions.any()
+
+
+def test_backfill_uses_what_the_first_in_line_cannot() -> None:
+    assert hours(run("backfill", *LATE_SMALL).finish_ns) == [10, 15, 3]
+
+
+def test_the_oracle_pushes_out_the_longer_job_and_pays_for_it() -> None:
+    found = run("srtf-oracle", Job(0, 10, 4), Job(1, 1, 4))
+    minute = round(1 / 60, 3)
+    assert hours(found.finish_ns) == [11 + minute, 2]
+    assert found.preemptions.tolist() == [1, 0]
+    assert hours(found.lost_ns) == [minute, 0]
+    assert hours(found.longest_stint_ns) == [1, 0]
+
+
+def test_least_attained_service_lets_the_newcomer_in() -> None:
+    """A job that had hours of GPU-time leaves for one that had none, and comes back."""
+    found = run("las", Job(0, 10, 4), Job(4, 1, 4))
+    assert found.preemptions[0] >= 1
+    assert found.finish_ns[1] < found.finish_ns[0]
+    assert found.start_ns[1] == 4 * HOUR
+
+
+def test_a_job_gets_all_its_run_time_and_what_preemption_cost() -> None:
+    rng = np.random.default_rng(3)
+    jobs = tuple(
+        Job(int(at), int(rng.integers(1, 9)), int(rng.integers(1, 5)))
+        for at in np.sort(rng.integers(0, 40, 60))
+    )
+    for policy in engine.POLICIES:
+        found = run(policy, *jobs, nodes=(NODE, NodeSpec(name="n1", gpu_model="A", devices=4)))
+        load = workload(*jobs)
+        assert (found.finish_ns - found.start_ns >= load.duration_ns + found.lost_ns).all()
+        assert (found.start_ns >= load.submit_ns).all()
+        alone = found.preemptions == 0
+        assert (found.finish_ns - found.start_ns == load.duration_ns)[alone].all()
+        again = run(policy, *jobs, nodes=(NODE, NodeSpec(name="n1", gpu_model="A", devices=4)))
+        assert (again.finish_ns == found.finish_ns).all(), "a run repeats to the nanosecond"
+
+
+def test_quotas_bind_in_the_simulator_as_in_production() -> None:
+    """Team b may never hold more than one GPU, whatever is free."""
+    teams = (TeamSpec(name="a"), TeamSpec(name="b", limit=(("*", 1000),)))
+    jobs = (Job(0, 2, 1, "b"), Job(0, 2, 1, "b"), Job(0, 2, 1, "a"))
+    assert hours(run("backfill", *jobs, quotas=teams).finish_ns) == [2, 4, 2]
+
+
+def test_what_fits_nowhere_ends_the_run_and_says_so() -> None:
+    with pytest.raises(NotSimulated, match="1 jobs wait and nothing runs"):
+        run("backfill", Job(0, 1, 4), Job(0, 1, 5))
+
+
+def test_an_unknown_policy_names_those_there_are() -> None:
+    with pytest.raises(NotSimulated, match="there are las, fifo, backfill"):
+        run("lottery", Job(0, 1, 1))
