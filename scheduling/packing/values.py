@@ -58,26 +58,26 @@ class Weights:
     """The few numbers that are chosen, not computed. Value is in milli-GPU."""
 
     cpu_points: int = 8
-    cpu_most: float = 0.5125
+    cpu_most: float = 0.42
     """the highest price of a milli-CPU; the points go from `cpu_least` up to it by a power"""
-    cpu_least: float = 0.0007
-    spread: float = 2.78
+    cpu_least: float = 0.0004
+    spread: float = 2.84
     mib_points: int = 4
-    mib_most: float = 0.0343
-    mib_least: float = 0.00016
+    mib_most: float = 0.041
+    mib_least: float = 0.00012
     """the price of a MiB at the CPU points"""
-    size_early: float = 0.3
+    size_early: float = 0.55
     """how far a task's worth goes from its price towards its size: holes that are no exact fit are worth something,
     because some task will come for them; unless CPU runs out first"""
-    size_late: float = 0.35
+    size_late: float = 0.23
     """the same once the pool is `late`"""
-    late: float = 0.78
+    late: float = 0.75
     """part of the pool's GPUs in use from which on idle devices are no longer saved"""
     scarce: float = 0.99
     """CPU demand per GPU demand, as parts of what there is, from which on CPU counts as scarce"""
     ample: float = 0.04
     """so far below `scarce` it counts as ample"""
-    tight: float = 0.0428
+    tight: float = 0.043
     """a convex term, as a part of an idle device's value: of two equal holes the tighter is filled"""
     power: float = 2.24
     together: float = 1.63
