@@ -275,8 +275,11 @@ def test_a_lease_grows_inside_a_job(pool: Pool, tmp_path: Path) -> None:
 
 def test_a_kill_of_the_control_plane_is_no_success(pool: Pool, tmp_path: Path) -> None:
     """G6: SIGKILL under a follower. The CLI reports an error; the job runs on, once, and ends."""
-    mark = tmp_path / "ran"
-    code = f"import time\nopen({str(mark)!r}, 'a').write('x')\nprint('working', flush=True)\ntime.sleep(12)"
+    mark, enough = tmp_path / "ran", tmp_path / "enough"
+    code = (
+        f"import os,time\nopen({str(mark)!r}, 'a').write('x')\nprint('working', flush=True)\n"
+        f"while not os.path.exists({str(enough)!r}): time.sleep(0.1)"
+    )
     command = [
         str(Path(sys.executable).with_name("ray")),
         "job",
@@ -308,6 +311,8 @@ def test_a_kill_of_the_control_plane_is_no_success(pool: Pool, tmp_path: Path) -
             return False
 
     until(answers, 60, "the front door answers again")
+    assert state(pool, "survives") == "RUNNING"
+    enough.touch()
     followed = pool.ray_job("ops", "logs", "--follow", "survives")
     assert followed.returncode == 0 and "working" in followed.stdout
     assert finished(pool, "survives") == "SUCCEEDED"
