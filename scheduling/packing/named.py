@@ -51,9 +51,10 @@ def pool_of(ledger: Ledger) -> Pool:
     """What the tables of the potential rule need to know of the nodes that are up."""
     up = ledger.up
     return Pool(
-        models=len(ledger.models),
+        milli_by_model=tuple(
+            int(ledger.devices[up & (ledger.model == row)].sum()) * WHOLE for row in range(len(ledger.models))
+        ),
         width=int(ledger.milli_free.shape[1]),
-        milli_gpu=int(ledger.devices[up].sum()) * WHOLE,
         milli_cpu=int(ledger.cpu_total[up].sum()),
     )
 

@@ -14,6 +14,9 @@ A placement is good when little of what can still be packed is lost by it. Three
    above what can be packed into the node (Lagrangian duality). The potential is the least of these bounds over a few
    price points: a node short of CPU is worth its CPU, a node with plenty is worth its holes.
 
+A model of GPU that is asked for by name more than there is of it is worth more (`_scarcity`), so that what may go
+elsewhere does.
+
 A task goes where the potential falls least. A small convex term prefers tight holes among equals, and nodes with
 idle devices together are worth a little more than the devices apart.
 
@@ -39,18 +42,27 @@ F64 = npt.NDArray[np.float64]
 _SCALE = 2**14
 """Units of the integer tables per milli-GPU of value."""
 _ROUNDS = 500
+_LEVELS = tuple(0.4 + 0.05 * i for i in range(19))
+"""Demand, as parts of the GPUs there are, over which a model's scarcity is averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """What the tables need to know of the nodes."""
 
-    models: int
-    """GPU model rows, row 0 for none"""
+    milli_by_model: tuple[int, ...]
+    """milli-GPU of each GPU model row; row 0, no GPU, is 0"""
     width: int
     """devices of the largest node"""
-    milli_gpu: int
     milli_cpu: int
+
+    @property
+    def models(self) -> int:
+        return len(self.milli_by_model)
+
+    @property
+    def milli_gpu(self) -> int:
+        return sum(self.milli_by_model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +72,20 @@ class Weights:
     cpu_points: int = 8
     cpu_most: float = 0.42
     """the highest price of a milli-CPU; the points go from `cpu_least` up to it by a power"""
-    cpu_least: float = 0.0004
+    cpu_least: float = 0.002
+    """so that CPU is never free: nodes with more of it than their GPUs need are left for tasks that need it"""
     spread: float = 2.84
     mib_points: int = 4
     mib_most: float = 0.041
     mib_least: float = 0.00012
     """the price of a MiB at the CPU points"""
-    size_early: float = 0.55
+    size_early: float = 0.4
     """how far a task's worth goes from its price towards its size: holes that are no exact fit are worth something,
     because some task will come for them; unless CPU runs out first"""
     size_late: float = 0.23
     """the same once the pool is `late`"""
+    asked: float = 0.8
+    """how much dearer a GPU model is that tasks which may use no other will exhaust, see `_scarcity`"""
     late: float = 0.75
     """part of the pool's GPUs in use from which on idle devices are no longer saved"""
     scarce: float = 0.99
@@ -98,6 +113,7 @@ def tables(mix: Mix, pool: Pool, weights: Weights | None = None) -> tuple[I64, I
     value = np.concatenate(
         [_stage(mix, pool, single, cpu, mib, size, chosen) for size in (early, chosen.size_late)]
     )
+    value *= np.tile(1 + chosen.asked * np.array(_asked(mix, pool)), 2)[:, None, None]
     price = np.broadcast_to(np.stack([cpu, mib]), (len(value), 2, len(cpu)))
     stages = np.array([pool.milli_gpu - round(chosen.late * pool.milli_gpu)], np.int64)
     return _whole(value), _whole(price), stages
@@ -134,6 +150,7 @@ def _stage(
     out = np.zeros((pool.models, WHOLE + 2 + pool.width, len(cpu)))
     tighter = weights.tight * (np.arange(WHOLE + 1) / WHOLE) ** weights.power
     idle = np.arange(pool.width + 1)[:, None]
+    together = weights.together * idle**2
     for row in range(pool.models):
         here = (mix.models[single] >> row) & 1 > 0
         if not here.any():
@@ -146,8 +163,44 @@ def _stage(
         hole = fillings(sizes[some], total[some] / count[some, None], WHOLE)
         hole += tighter[:, None] * hole[WHOLE]
         out[row, 1:WHOLE] = hole[1:WHOLE]
-        out[row, WHOLE + 1 :] = idle * hole[WHOLE] + weights.together * idle**2
+        out[row, WHOLE + 1 :] = idle * hole[WHOLE] + together
     return out
+
+
+def _asked(mix: Mix, pool: Pool) -> tuple[float, ...]:
+    """The scarcity of each GPU model row under the mix."""
+    weight = mix.milli * mix.count
+    masks, which = np.unique(mix.models[weight > 0], return_inverse=True)
+    demand = np.zeros(len(masks), np.int64)
+    np.add.at(demand, which, weight[weight > 0])
+    if len(masks) == 1:
+        return (0.0,) * pool.models
+    return _scarcity(tuple(masks.tolist()), tuple(demand.tolist()), pool.milli_by_model)
+
+
+@lru_cache(maxsize=64)
+def _scarcity(masks: tuple[int, ...], demand: tuple[int, ...], room: tuple[int, ...]) -> tuple[float, ...]:
+    """How soon each GPU model is exhausted by what may use no other, 0 for the last.
+
+    The most work that the models can hold is a transport problem; the price of a model's capacity in it is 1 where one
+    more device would take work that is turned away, else 0. The mean of that price over rising demand, less the least.
+    """
+    from scipy.optimize import linprog  # a heavy import that only this rule needs
+
+    pairs = [(i, m) for i, mask in enumerate(masks) for m in range(1, len(room)) if room[m] and mask >> m & 1]
+    if not pairs:
+        return (0.0,) * len(room)
+    matrix = np.zeros((len(masks) + len(room), len(pairs)))
+    for k, (i, m) in enumerate(pairs):
+        matrix[i, k] = matrix[len(masks) + m, k] = 1
+    share, part = np.array(demand) / sum(demand), np.array(room) / sum(room)
+    price = np.zeros(len(room))
+    for level in _LEVELS:
+        bound = np.concatenate([share * level, part])
+        solved = linprog(-np.ones(len(pairs)), A_ub=matrix, b_ub=bound, method="highs")
+        price -= solved.ineqlin.marginals[len(masks) :] / len(_LEVELS)
+    held = np.array(room) > 0
+    return tuple(float(p) for p in np.where(held, np.round(price - price[held].min(), 6), 0.0))
 
 
 def _whole(table: npt.NDArray[np.float64]) -> I64:

@@ -58,7 +58,7 @@ def a_rule(name: str, rng: np.random.Generator, nodes: Nodes) -> Scoring:
         case scorings.POTENTIAL:
             free = int(nodes.milli_free.sum())
             total = max(1, int(rng.integers(1, 5)) * free)  # so that the late stage is reached in some
-            pool = Pool(models=3, width=nodes.milli_free.shape[1], milli_gpu=total, milli_cpu=20_000)
+            pool = Pool(milli_by_model=(0, total, total), width=nodes.milli_free.shape[1], milli_cpu=20_000)
             return scorings.potential(tie, mix, pool)
         case scorings.FGD:
             return scorings.fgd(tie, mix)

@@ -11,9 +11,9 @@ from moorage.kernels.placing_scores import Classes, Nodes, Scoring
 from moorage.kernels.placing_values import best_pattern, fillings
 from moorage.scheduling.packing import scorings
 from moorage.scheduling.packing.classes import Mix
-from moorage.scheduling.packing.values import Pool, _size_prices, tables
+from moorage.scheduling.packing.values import Pool, _scarcity, _size_prices, tables
 
-POOL = Pool(models=2, width=8, milli_gpu=80_000, milli_cpu=1_000_000)
+POOL = Pool(milli_by_model=(0, 80_000), width=8, milli_cpu=1_000_000)
 
 
 def column(*values: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -114,6 +114,14 @@ def test_a_model_that_no_task_may_use_has_no_value() -> None:
     assert value[1].max() > 0
 
 
+def test_a_model_that_is_asked_for_by_name_is_dearer() -> None:
+    # 30 of the 40 want row 2, which has half of the devices; the rest may use any
+    assert _scarcity((-1, 4), (10, 30), (0, 1000, 1000))[:2] == (0, 0)
+    assert _scarcity((-1, 4), (10, 30), (0, 1000, 1000))[2] > 0.3
+    assert _scarcity((-1, 4), (30, 10), (0, 1000, 1000)) == (0, 0, 0)
+    assert _scarcity((-1, 8), (30, 10), (0, 1000, 1000, 0)) == (0, 0, 0, 0), "there is none of it"
+
+
 def test_the_potential_keeps_the_hole_that_a_frequent_task_fits() -> None:
     rule = scorings.potential(np.arange(2), mix((300, 0, 1), (540, 0, 50), (460, 0, 50)), POOL)
     # 540 free and 700 free: the 300 leaves 240, worth nothing, or 400, worth nothing; but it spoils the 540
@@ -129,7 +137,7 @@ def test_the_potential_sends_cpu_work_where_gpus_cannot_use_the_cpu() -> None:
 
 def test_stages_begin_by_what_is_free_in_the_pool() -> None:
     rule = scorings.potential(
-        np.arange(1), mix((500, 100, 1)), Pool(models=2, width=1, milli_gpu=1000, milli_cpu=9)
+        np.arange(1), mix((500, 100, 1)), Pool(milli_by_model=(0, 1000), width=1, milli_cpu=9)
     )
     pool, classes = nodes([[1000]], [9000]), one_class(500, 100, 1)
     scores = fresh_scores(pool, classes, rule)
