@@ -171,6 +171,28 @@ def _defer(out: Out, state: I64, row: int, code: int) -> None:
 
 
 @inner
+def _alike(rows: Rows, a: int, b: int) -> bool:
+    """Whether two rows of one team ask for the same: where one cannot start, neither can the other."""
+    same = rows.head[a] == rows.head[b] and rows.worker[a] == rows.worker[b]
+    same &= rows.workers[a] == rows.workers[b] and rows.min_workers[a] == rows.min_workers[b]
+    return bool(same and rows.priority[a] == rows.priority[b] and rows.key[a] == rows.key[b])
+
+
+@inner
+def _defer_alike(rows: Rows, row: int, later: Later, out: Out, state: I64) -> int:
+    """Defer for the same reason what waits right behind a row that was just deferred and asks for the same: nothing
+    changed in between. Returns the last row that was deferred."""
+    why = state[DEFERRED] - 1
+    behind = later.next[row]
+    while behind >= 0 and not rows.old[behind] and _alike(rows, row, behind):
+        for f in range(4):
+            out.figures[state[DEFERRED], f] = out.figures[why, f]
+        _defer(out, state, behind, out.code[why])
+        row, behind = behind, later.next[behind]
+    return int(row)
+
+
+@inner
 def next_borrower(teams: Teams, rows: Rows, queue_head: I64) -> int:
     """The team whose first job borrows next, -1 when none waits: highest priority, then least share for its weight,
     then the lowest index, then the earliest submission, then the lowest team row."""
@@ -312,6 +334,8 @@ def admit(
                         state[HELD] = row
                 _defer(out, state, row, code)
         if not first:
+            if tried == WAITS and rows.team[row] >= 0 and not rows.old[row]:
+                row = _defer_alike(rows, row, later, out, state)
             later.head[team] = later.next[row]
             continue
         state[AT] += 1
