@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from moorage.kernels import preemption
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import IntArray
+from moorage.scheduling.model import IntArray, JobRequest, Role
 from moorage.scheduling.queue import TaskClass
 
 
@@ -31,7 +31,8 @@ class RunningJobs:
     fixed: IntArray = field(default_factory=_none)
     """1 = may not be asked to leave."""
     lost: IntArray = field(default_factory=_none)
-    """What would be lost if it left now (milli-GPU seconds since its last checkpoint): ties go to the least."""
+    """What would be lost if it left now (milli-GPU seconds since its last checkpoint): ties go to the least, then to
+    the smallest job."""
     classes: tuple[TaskClass, ...] = ()
     first: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     task_node: IntArray = field(default_factory=_none)
@@ -39,14 +40,47 @@ class RunningJobs:
     task_class: IntArray = field(default_factory=_none)
     """Rows of `classes`."""
 
+    @classmethod
+    def of(cls, ledger: Ledger, jobs: Mapping[str, JobRequest]) -> RunningJobs:
+        """The leases that `jobs` names (by lease id) as the ledger has them. What is not preemptible stays fixed."""
+        leases = [ledger.leases[name] for name in jobs]
+        classes: dict[TaskClass, int] = {}
+        rows: list[tuple[int, int, int]] = []
+        first = [0]
+        for lease, request in zip(leases, jobs.values(), strict=True):
+            for task in lease.tasks:
+                shape = request.head if task.role is Role.HEAD else request.worker
+                wanted = TaskClass(shape=shape, gpu_models=request.gpu_models)
+                mask = sum(1 << d for d in task.devices)
+                rows.append((ledger.node_row[task.node], mask, classes.setdefault(wanted, len(classes))))
+            first.append(len(rows))
+        table = np.array(rows, np.int64).reshape(-1, 3)
+        teams = tuple(dict.fromkeys(lease.team for lease in leases))
+        none = np.zeros(len(leases), np.int64)
+        return cls(
+            leases=tuple(jobs),
+            teams=teams,
+            team=np.array([teams.index(lease.team) for lease in leases], np.int64),
+            priority=np.array([request.priority for request in jobs.values()], np.int64),
+            key=none,
+            fixed=np.array([not request.preemptible for request in jobs.values()], np.int64),
+            lost=none,
+            classes=tuple(classes),
+            first=np.array(first, np.int64),
+            task_node=np.ascontiguousarray(table[:, 0]),
+            task_mask=np.ascontiguousarray(table[:, 1]),
+            task_class=np.ascontiguousarray(table[:, 2]),
+        )
+
     def __len__(self) -> int:
         return len(self.team)
 
     def columns(self, ledger: Ledger, offset: int) -> preemption.Running:
         """For the admission loop. `offset`: where this table's classes begin in the decision's."""
         known = np.array([ledger.team_row.get(name, -1) for name in self.teams], np.int64)
-        milli = np.array([c.shape.milli_gpu for c in self.classes], np.int64)
-        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(milli[self.task_class])))
+        each = np.array([c.shape.milli_gpu for c in self.classes], np.int64)
+        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(each[self.task_class])))
+        milli = ends[self.first[1:]] - ends[self.first[:-1]]
         return preemption.Running(
             team=known[self.team] if len(self) else self.team,
             priority=self.priority,
@@ -54,8 +88,8 @@ class RunningJobs:
             fixed=self.fixed.astype(np.bool_),
             taken=np.zeros(len(self), np.bool_),
             asked=np.zeros(len(self), np.int64),
-            order=np.lexsort((self.lost, -self.key, self.priority)),
-            milli=ends[self.first[1:]] - ends[self.first[:-1]],
+            order=np.lexsort((milli, self.lost, -self.key, self.priority)),
+            milli=milli,
             first=self.first,
             node=self.task_node,
             mask=self.task_mask,

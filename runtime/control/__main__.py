@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +31,7 @@ from moorage.runtime.control.store import sqlite_url
 from moorage.runtime.frontdoor import app as frontdoor
 from moorage.runtime.frontdoor.settings import MIB, Settings
 from moorage.runtime.pool.home import DEFAULT_PORT, PoolHome
+from moorage.scheduling.warm import warm_up
 
 log = logging.getLogger("moorage.control")
 HOST = "127.0.0.1"
@@ -72,6 +74,7 @@ async def _serve(home: PoolHome, options: argparse.Namespace) -> None:
         await runner.setup()
         await _listen(runner, options.port)
         service.start()
+        threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
         log.info("front door on http://%s:%d, teams: %s", HOST, options.port, ", ".join(sorted(teams.teams)))
         await _ended()
         log.info("stopping")

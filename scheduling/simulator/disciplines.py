@@ -7,11 +7,12 @@ never a duration before its job has ended, but for the oracle, which is there to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moorage.scheduling.model import UNLIMITED, WHOLE, IntArray
+from moorage.scheduling.model import UNLIMITED, IntArray
+from moorage.scheduling.queueing import history, index, oldest
 from moorage.scheduling.simulator.model import Workload
 
 SECOND = 10**9
@@ -23,36 +24,45 @@ class Jobs:
     """What is known of the jobs at `now_ns`. Arrays are int64[n] by the workload's rows."""
 
     workload: Workload
-    gpus: IntArray
-    """Devices of the whole job, at least 1."""
+    milli: IntArray
+    """Milli-GPU of the whole job."""
     attained_ns: IntArray
-    """Run time of earlier attempts."""
+    """Run time of earlier attempts, what was lost included."""
+    lost_ns: IntArray
+    """Run time lost to preemption."""
     started_ns: IntArray
     """Of the present attempt; -1 = does not run."""
     queued_ns: IntArray
     """Since when it waits."""
+    waited_ns: IntArray
+    """Time queued in earlier stints."""
+    capacity_milli: int
     now_ns: int = 0
-    ended: list[int] = field(default_factory=list)
-    """Rows of the jobs that ended, in order."""
+    stopped: list[tuple[int, bool]] = field(default_factory=list)
+    """(row, whether it ended) of the attempts that stopped since the last decision, in order."""
 
     @classmethod
-    def of(cls, workload: Workload) -> Jobs:
+    def of(cls, workload: Workload, capacity_milli: int) -> Jobs:
         count = len(workload)
         return cls(
             workload=workload,
-            gpus=np.maximum(-(-workload.gpus() // WHOLE), 1),
+            milli=workload.gpus(),
             attained_ns=np.zeros(count, np.int64),
+            lost_ns=np.zeros(count, np.int64),
             started_ns=np.full(count, -1, np.int64),
             queued_ns=np.zeros(count, np.int64),
+            waited_ns=np.zeros(count, np.int64),
+            capacity_milli=capacity_milli,
         )
 
-    def end(self, row: int) -> None:
-        self.ended.append(row)
+    def ran_ns(self, rows: IntArray) -> IntArray:
+        """Run time of the present attempt."""
+        started = self.started_ns[rows]
+        return np.asarray(np.where(started >= 0, self.now_ns - started, 0))
 
     def service_ns(self, rows: IntArray) -> IntArray:
-        """Run time so far, the present attempt included."""
-        started = self.started_ns[rows]
-        return np.asarray(self.attained_ns[rows] + np.where(started >= 0, self.now_ns - started, 0))
+        """Run time so far that was of use, the present attempt included."""
+        return np.asarray(np.maximum(self.attained_ns[rows] + self.ran_ns(rows) - self.lost_ns[rows], 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,65 +81,145 @@ class Ranks:
 Rank = Callable[[Jobs, IntArray, IntArray], Ranks]
 """(jobs, waiting rows, running rows) -> ranks."""
 
+MARGIN = index.DOUBLING
+"""A waiting job pushes out one that is behind it by a factor of two: less would be paid for in restarts."""
+LEAST_RUN_NS = 5 * MINUTE
+"""Nobody leaves sooner after a start."""
+TICK_NS = 10 * MINUTE
+BOUND_NS = 25 * 24 * HOUR
+"""Queued for so long in all, a job is overdue."""
+SLICE_PERCENT = 80
+"""Of the pool, at most, for those who are overdue."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discipline:
     text: str
-    rank: Rank
+    begin: Callable[[Jobs], Rank]
+    """A fresh rank function for one run: it may remember."""
     hold_after_ns: int = UNLIMITED
     tick_ns: int = 0
     """How often to decide again while jobs wait, though nothing arrived or ended; 0 = not."""
 
 
-def by_submission(jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
-    return Ranks()
+def by_submission(jobs: Jobs) -> Rank:
+    return lambda jobs, waiting, running: Ranks()
 
 
-def shortest_remaining(jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
+def shortest_remaining(jobs: Jobs) -> Rank:
     """Least GPU-time still to run, as an oracle knows it."""
 
-    def left(rows: IntArray) -> IntArray:
-        return np.asarray(
-            (jobs.workload.duration_ns[rows] - jobs.service_ns(rows)) // SECOND * jobs.gpus[rows]
+    def rank(jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
+        def key(rows: IntArray) -> IntArray:
+            left = np.maximum(jobs.workload.duration_ns[rows] - jobs.service_ns(rows), 1)
+            return index.attained_keys(jobs.milli[rows], left)
+
+        return _pushing(jobs, running, key(waiting), key(running))
+
+    return rank
+
+
+def least_attained(jobs: Jobs) -> Rank:
+    """Least GPU-time had (Tiresias' 2D-LAS, NSDI 2019); a factor of two ahead pushes out."""
+
+    def rank(jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
+        def key(rows: IntArray) -> IntArray:
+            return index.attained_keys(jobs.milli[rows], jobs.service_ns(rows))
+
+        return _pushing(jobs, running, key(waiting), key(running))
+
+    return rank
+
+
+class Learned:
+    """Gittins' index of what the past taught about a team's gangs of a size; optionally, a slice for the overdue."""
+
+    def __init__(self, jobs: Jobs, bound_ns: int | None) -> None:
+        count = len(jobs.workload)
+        self._bound_ns = bound_ns
+        self._history = history.empty(len(jobs.workload.teams))
+        self._keys = index.table(self._history)
+        self._told = np.zeros(count, np.int64)
+        """Run time of each job that the history knows."""
+        self._inside = np.zeros(count, np.bool_)
+        self._next_ns = 0
+
+    def __call__(self, jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
+        for row, ended in jobs.stopped:
+            self._tell(jobs, row, int(jobs.service_ns(np.array([row]))[0]), ended)
+            self._inside[row] &= not ended
+        if jobs.now_ns >= self._next_ns:
+            self._next_ns = jobs.now_ns + TICK_NS
+            for row, had in zip(running.tolist(), jobs.service_ns(running).tolist(), strict=True):
+                self._tell(jobs, row, had, False)
+            self._keys = index.table(self._history)
+        ranks = _pushing(jobs, running, self._key(jobs, waiting), self._key(jobs, running))
+        return ranks if self._bound_ns is None else self._with_overdue(jobs, waiting, running, ranks)
+
+    def _tell(self, jobs: Jobs, row: int, had_ns: int, ended: bool) -> None:
+        team, milli = int(jobs.workload.team[row]), int(jobs.milli[row])
+        history.ran(self._history, team, milli, int(self._told[row]), had_ns, ended)
+        self._told[row] = max(self._told[row], had_ns)
+
+    def _key(self, jobs: Jobs, rows: IntArray) -> IntArray:
+        found: IntArray = index.learned_keys(
+            self._keys, jobs.workload.team[rows], jobs.milli[rows], jobs.service_ns(rows)
+        )
+        return found
+
+    def _with_overdue(self, jobs: Jobs, waiting: IntArray, running: IntArray, ranks: Ranks) -> Ranks:
+        rows = np.concatenate((waiting, running))
+        runs = np.arange(len(rows)) >= len(waiting)
+        queued = jobs.waited_ns[rows] + np.where(runs, 0, jobs.now_ns - jobs.queued_ns[rows])
+        inside = oldest.overdue(
+            queued,
+            jobs.milli[rows],
+            self._inside[rows],
+            runs,
+            rows,
+            self._bound_ns or 0,
+            jobs.capacity_milli * SLICE_PERCENT // 100,
+        )
+        self._inside[rows] = inside
+        if not inside.any() or ranks.waiting is None:
+            return ranks
+        key = oldest.keys(np.concatenate((ranks.waiting, ranks.running)), inside, queued)
+        return replace(
+            ranks,
+            waiting=key[: len(waiting)],
+            running=key[len(waiting) :],
+            fixed=ranks.fixed | inside[len(waiting) :],
         )
 
-    return Ranks(
-        waiting=left(waiting),
-        running=left(running),
-        fixed=np.zeros(len(running), np.int64),
-        preempts=True,
-        margin=60,
-    )
 
-
-def least_attained(jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
-    """Least GPU-time had, in levels that double, so that jobs of one level run to its end (Tiresias, NSDI 2019)."""
-
-    def level(rows: IntArray) -> IntArray:
-        had = jobs.service_ns(rows) / HOUR * jobs.gpus[rows]
-        return np.asarray(np.floor(np.log2(np.maximum(had, 0.125)) + 3), np.int64)
-
-    return Ranks(
-        waiting=level(waiting),
-        running=level(running),
-        fixed=np.zeros(len(running), np.int64),
-        preempts=True,
-    )
+def _pushing(jobs: Jobs, running: IntArray, waiting_key: IntArray, running_key: IntArray) -> Ranks:
+    fixed = (jobs.ran_ns(running) < LEAST_RUN_NS).astype(np.int64)
+    return Ranks(waiting=waiting_key, running=running_key, fixed=fixed, preempts=True, margin=MARGIN)
 
 
 DISCIPLINES: dict[str, Discipline] = {
+    "learned": Discipline(
+        text="least expected GPU-time to an end, learned from the past (Gittins); 25 days queued are the most",
+        begin=lambda jobs: Learned(jobs, BOUND_NS),
+        tick_ns=TICK_NS,
+    ),
+    "learned-unbounded": Discipline(
+        text="the same without a bound on waiting",
+        begin=lambda jobs: Learned(jobs, None),
+        tick_ns=TICK_NS,
+    ),
     "las": Discipline(
-        text="least attained service, preemptive: jobs that had little GPU-time go first (Tiresias, NSDI'19)",
-        rank=least_attained,
-        tick_ns=10 * MINUTE,
+        text="least attained service: jobs that had little GPU-time go first (Tiresias, NSDI'19)",
+        begin=least_attained,
+        tick_ns=TICK_NS,
     ),
     "fifo": Discipline(
-        text="strictly in order of submission: nobody overtakes", rank=by_submission, hold_after_ns=0
+        text="strictly in order of submission: nobody overtakes", begin=by_submission, hold_after_ns=0
     ),
-    "backfill": Discipline(text="in order of submission, whatever fits may overtake", rank=by_submission),
+    "backfill": Discipline(text="in order of submission, whatever fits may overtake", begin=by_submission),
     "srtf-oracle": Discipline(
         text="shortest remaining GPU-time, told by an oracle: a bound to compare with, nothing to run",
-        rank=shortest_remaining,
-        tick_ns=10 * MINUTE,
+        begin=shortest_remaining,
+        tick_ns=TICK_NS,
     ),
 }

@@ -29,7 +29,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.planner import plan
 from moorage.scheduling.running import RunningJobs
-from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline
+from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline, Rank
 from moorage.scheduling.simulator.disciplines import Jobs as Seen
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
 from moorage.scheduling.simulator.queueing import Jobs
@@ -77,6 +77,7 @@ class _Run:
     lost_ns: int
     stopwatch: Callable[[], float] | None
     seen: Seen
+    rank: Rank
     now: int = 0
     arrived: int = 0
     ended: int = 0
@@ -96,7 +97,6 @@ class _Run:
     finish_ns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     preemptions: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     stint_ns: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    lost: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def of(
@@ -114,6 +114,7 @@ class _Run:
         for node in nodes:
             step(ledger, NodeUp(node))
         count = len(workload)
+        seen = Seen.of(workload, int(ledger.capacity()[0]))
         return cls(
             workload=workload,
             discipline=discipline,
@@ -121,13 +122,13 @@ class _Run:
             jobs=Jobs.of(workload),
             lost_ns=lost_ns,
             stopwatch=stopwatch,
-            seen=Seen.of(workload),
+            seen=seen,
+            rank=discipline.begin(seen),
             left_ns=workload.duration_ns.copy(),
             start_ns=np.full(count, -1, np.int64),
             finish_ns=np.full(count, -1, np.int64),
             preemptions=np.zeros(count, np.int64),
             stint_ns=np.zeros(count, np.int64),
-            lost=np.zeros(count, np.int64),
         )
 
     def to_the_end(self, progress: Progress | None) -> None:
@@ -173,7 +174,8 @@ class _Run:
             return
         running = np.fromiter(self.leases, np.int64, len(self.leases))
         self.seen.now_ns = self.now
-        ranks = self.discipline.rank(self.seen, self.waiting, running)
+        ranks = self.rank(self.seen, self.waiting, running)
+        self.seen.stopped.clear()
         snapshot = Snapshot(
             version=self.ledger.version,
             ledger=self.ledger,
@@ -248,7 +250,9 @@ class _Run:
             self.seen.started_ns[row] = self.now
             if self.start_ns[row] < 0:
                 self.start_ns[row] = self.now
-            self.stint_ns[row] = max(self.stint_ns[row], self.now - self.seen.queued_ns[row])
+            stint = self.now - int(self.seen.queued_ns[row])
+            self.seen.waited_ns[row] += stint
+            self.stint_ns[row] = max(self.stint_ns[row], stint)
             heapq.heappush(self.finishing, (self.now + int(self.left_ns[row]), self.epoch, row))
 
     def _leave(self, row: int) -> int:
@@ -265,12 +269,13 @@ class _Run:
         self._leave(row)
         self.finish_ns[row] = self.now
         self.ended += 1
-        self.seen.end(row)
+        self.seen.stopped.append((row, True))
 
     def _preempt(self, row: int) -> int:
         ran = self._leave(row)
         self.left_ns[row] += self.lost_ns - ran
-        self.lost[row] += self.lost_ns
+        self.seen.lost_ns[row] += self.lost_ns
+        self.seen.stopped.append((row, False))
         self.preemptions[row] += 1
         self.seen.queued_ns[row] = self.now
         return row
@@ -281,7 +286,7 @@ class _Run:
             finish_ns=self.finish_ns,
             preemptions=self.preemptions,
             longest_stint_ns=self.stint_ns,
-            lost_ns=self.lost,
+            lost_ns=self.seen.lost_ns,
             elapsed_s=self.elapsed_s,
             decisions=self.decisions,
         )

@@ -123,5 +123,5 @@ def test_what_fits_nowhere_ends_the_run_and_says_so() -> None:
 
 
 def test_an_unknown_policy_names_those_there_are() -> None:
-    with pytest.raises(NotSimulated, match="there are las, fifo, backfill"):
+    with pytest.raises(NotSimulated, match="there are learned, learned-unbounded, las"):
         run("lottery", Job(0, 1, 1))
