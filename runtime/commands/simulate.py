@@ -144,7 +144,7 @@ def openb(
 Examples:
   moorage simulate philly --jobs philly.csv --gpus 448
   moorage simulate philly --jobs philly.csv --gpus 448 --nodes 56 --json
-  moorage simulate philly --jobs philly.csv --gpus 448 --compare fifo,easy --out report
+  moorage simulate philly --jobs philly.csv --gpus 448 --compare las,fifo,backfill --out report
 """
 )
 @click.option("--jobs", "jobs_file", type=click.Path(path_type=Path), metavar="CSV", help="The trace.")
