@@ -297,6 +297,25 @@ def test_what_its_quota_of_one_model_does_not_cover_is_borrowed(
         assert w.states(*jobs) == ["RUNNING", "RUNNING"], w.job(jobs[1]).message
 
 
+def test_a_job_may_name_several_models(tmp_path: Path) -> None:
+    """S1: it takes whichever is free, and no third."""
+    nodes = (
+        SimNode(name="n0"),
+        SimNode(name="n1", gpu_model="A100"),
+        SimNode(name="n2", gpu_model="T4"),
+    )
+    with world(tmp_path, teams="teams: {a: {}}", nodes=nodes) as w:
+        first, second = (w.submit("a", workers=4, seconds="60", gpu_model="A100|T4") for _ in range(2))
+        third = w.submit("a", seconds="60", gpu_model="A100|T4")
+        w.run(2)
+        assert w.states(first, second, third) == ["RUNNING", "RUNNING", "PENDING"]
+        nodes_held = {
+            task.node for lease in w.service.core.book.ledger.leases.values() for task in lease.tasks
+        }
+        assert nodes_held == {"n1", "n2"}
+        assert "A100 or T4" in w.job(third).message
+
+
 def test_a_limit_of_all_models_refuses_what_the_limit_of_one_would_allow(tmp_path: Path) -> None:
     """S2, S3: three L4 fit the limit of L4, never that of two GPUs in all: refused, not queued for ever."""
     with world(tmp_path, teams="teams: {a: {limit: {gpus: 2, L4: 4}}, b: {limit: {L4: 1, A100: 8}}}") as w:
