@@ -1,0 +1,256 @@
+"""What could be changed so that a waiting job starts: each kind of change, in words, and applied to a copy.
+
+A change never touches the snapshot it is made for. Pools and teams change through `ledger.step`, so that a change
+which the ledger would refuse is refused here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from moorage.scheduling.ledger import LeaseReleased, Ledger, TeamSet, step
+from moorage.scheduling.model import ANY_MODEL, UNLIMITED, IntArray, Snapshot, TeamSpec, gpus
+from moorage.scheduling.queue import Queue, TaskClass
+from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.state import FIGURES
+
+
+@dataclass(frozen=True, slots=True)
+class FewerWorkers:
+    """Ask for a gang of exactly `workers`."""
+
+    workers: int
+
+    def text(self) -> str:
+        return f"ask for {self.workers} worker{'s' * (self.workers != 1)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "fewer-workers", "workers": self.workers}
+
+
+@dataclass(frozen=True, slots=True)
+class OtherModel:
+    """Allow `gpu_model` beside those asked for; `ANY_MODEL` allows all."""
+
+    gpu_model: str
+
+    def text(self) -> str:
+        return f"allow {'any GPU model' if self.gpu_model == ANY_MODEL else f'{self.gpu_model} GPUs as well'}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "other-model", "gpu_model": self.gpu_model}
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseLimit:
+    """Raise a team's limit for a model column by `milli` (milli-GPU)."""
+
+    team: str
+    gpu_model: str
+    milli: int
+
+    def text(self) -> str:
+        return f"raise the limit of team {self.team} by {_amount(self.milli, self.gpu_model)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "raise-limit", "team": self.team, "gpu_model": self.gpu_model, "milli": self.milli}
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseQuota:
+    """Raise a team's quota for a model column by `milli` (milli-GPU), and the quotas of the teams above it as far as
+    they would no longer cover those of their children."""
+
+    team: str
+    gpu_model: str
+    milli: int
+
+    def text(self) -> str:
+        return f"raise the quota of team {self.team} by {_amount(self.milli, self.gpu_model)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "raise-quota", "team": self.team, "gpu_model": self.gpu_model, "milli": self.milli}
+
+
+Raise: TypeAlias = RaiseLimit | RaiseQuota
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Several raises, none of which is enough without the others."""
+
+    raises: tuple[Raise, ...]
+
+    def text(self) -> str:
+        return " and ".join(r.text() for r in self.raises)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "together", "raises": [r.to_json() for r in self.raises]}
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """These leases end. Oldest first; `jobs` holds them, each named once."""
+
+    leases: tuple[str, ...]
+    jobs: tuple[str, ...]
+
+    def text(self) -> str:
+        return f"end {', '.join(self.jobs)}, or wait for {'it' if len(self.jobs) == 1 else 'all of them'}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "ends", "leases": list(self.leases), "jobs": list(self.jobs)}
+
+
+Change: TypeAlias = FewerWorkers | OtherModel | RaiseLimit | RaiseQuota | Together | Ends
+
+
+def _amount(milli: int, model: str) -> str:
+    return f"{gpus(milli)} {'' if model == ANY_MODEL else f'{model} '}GPU{'s' * (milli != 1000)}"
+
+
+def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot:
+    """The snapshot after these changes, row `row` of the queue being the job they are for.
+
+    Raises `ValueError` (`LedgerError` is one) for a change that cannot be made: a team, model or lease that is not
+    there, or a quota that would be above its limit, which no teams file may say.
+    """
+    for change in changes:
+        match change:
+            case FewerWorkers(workers):
+                snapshot = replace(snapshot, pending=_fewer(snapshot.pending, row, workers))
+            case OtherModel(model):
+                snapshot = replace(snapshot, pending=_other(snapshot.pending, row, model))
+            case Together(raises):
+                limits_first = sorted(
+                    raises, key=lambda r: isinstance(r, RaiseQuota)
+                )  # no quota above its limit
+                snapshot = changed(snapshot, row, limits_first)
+            case RaiseLimit() | RaiseQuota():
+                ledger = snapshot.ledger.copy()
+                _raise(ledger, change)
+                snapshot = replace(snapshot, ledger=ledger, version=ledger.version)
+            case Ends(leases):
+                snapshot = _ended(snapshot, leases)
+    return snapshot
+
+
+def _set(array: IntArray, row: int, value: int) -> IntArray:
+    other = array.copy()
+    other[row] = value
+    return other
+
+
+def _fewer(queue: Queue, row: int, workers: int) -> Queue:
+    if not 0 < workers <= queue.workers[row]:
+        raise ValueError(f"the job asks for {queue.workers[row]} workers: {workers} is not a smaller gang")
+    requests = queue.requests
+    if requests:
+        fewer = replace(requests[row], workers=workers, min_workers=workers)
+        requests = (*requests[:row], fewer, *requests[row + 1 :])
+    return replace(
+        queue,
+        requests=requests,
+        workers=_set(queue.workers, row, workers),
+        min_workers=_set(queue.min_workers, row, workers),
+    )
+
+
+def _other(queue: Queue, row: int, model: str) -> Queue:
+    """Head and workers are of the same job: both may then run there."""
+    classes = list(queue.classes)
+
+    def allowing(at: int) -> int:
+        if at < 0:
+            return at
+        models = () if model == ANY_MODEL else tuple(dict.fromkeys((*classes[at].gpu_models, model)))
+        wider = TaskClass(shape=classes[at].shape, gpu_models=models if classes[at].gpu_models else ())
+        if wider not in classes:
+            classes.append(wider)
+        return classes.index(wider)
+
+    head, worker = allowing(int(queue.head[row])), allowing(int(queue.worker[row]))
+    requests = queue.requests
+    if requests and requests[row].gpu_models:
+        models = () if model == ANY_MODEL else tuple(dict.fromkeys((*requests[row].gpu_models, model)))
+        requests = (*requests[:row], replace(requests[row], gpu_models=models), *requests[row + 1 :])
+    return replace(
+        queue,
+        requests=requests,
+        classes=tuple(classes),
+        head=_set(queue.head, row, head),
+        worker=_set(queue.worker, row, worker),
+    )
+
+
+def _raise(ledger: Ledger, change: Raise) -> None:
+    if change.team not in ledger.team_row or change.gpu_model not in ledger.models:
+        raise ValueError(f"there is no team {change.team}, or no model {change.gpu_model}")
+    column, row = ledger.models.index(change.gpu_model), ledger.team_row[change.team]
+    if isinstance(change, RaiseLimit):
+        _set_figure(ledger, row, "limit", column, int(ledger.limit[row, column]) + change.milli)
+        return
+    amount = int(ledger.quota[row, column]) + change.milli
+    while True:
+        if amount > ledger.limit[row, column]:
+            raise ValueError(f"team {ledger.team_names[row]}: its quota would be above its limit")
+        _set_figure(ledger, row, "quota", column, amount)
+        row = int(ledger.team_parent[row])
+        if row < 0:
+            return
+        amount = int(ledger.quota[ledger.team_parent == row, column].sum())
+        if amount <= ledger.quota[row, column]:
+            return
+
+
+def _set_figure(ledger: Ledger, row: int, figure: str, column: int, amount: int) -> None:
+    """The team as it is, with one figure set."""
+
+    def said(name: str) -> tuple[tuple[str, int], ...]:
+        values = getattr(ledger, name)[row].tolist()
+        if name == figure:
+            values[column] = min(amount, UNLIMITED)
+        return tuple(zip(ledger.models, values, strict=True))
+
+    parent = int(ledger.team_parent[row])
+    spec = TeamSpec(
+        name=ledger.team_names[row],
+        parent=ledger.team_names[parent] if parent >= 0 else "",
+        weight=int(ledger.weight[row]),
+        **{name: said(name) for name, _ in FIGURES},
+    )
+    step(ledger, TeamSet(spec))
+
+
+def _ended(snapshot: Snapshot, leases: tuple[str, ...]) -> Snapshot:
+    ledger = snapshot.ledger.copy()
+    for lease in leases:
+        if lease not in ledger.leases:
+            raise ValueError(f"no lease {lease} is held")
+        step(ledger, LeaseReleased(lease, ledger.leases[lease].epoch))
+    running = snapshot.running and _without(snapshot.running, frozenset(leases))
+    return replace(snapshot, ledger=ledger, version=ledger.version, running=running)
+
+
+def _without(running: RunningJobs, leases: frozenset[str]) -> RunningJobs:
+    """Those that stay: what has ended cannot be asked to leave."""
+    stays = np.array([lease not in leases for lease in running.leases], np.bool_)
+    counts = np.diff(running.first)
+    tasks = np.repeat(stays, counts)
+    return replace(
+        running,
+        leases=tuple(lease for lease in running.leases if lease not in leases),
+        team=running.team[stays],
+        priority=running.priority[stays],
+        key=running.key[stays],
+        fixed=running.fixed[stays],
+        lost=running.lost[stays],
+        first=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts[stays]))),
+        task_node=running.task_node[tasks],
+        task_mask=running.task_mask[tasks],
+        task_class=running.task_class[tasks],
+    )
