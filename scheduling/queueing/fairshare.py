@@ -5,6 +5,10 @@ partition is a fluid: it works at its full size as long as it has work. `lead` i
 what its partition would have done by now. Who is behind is owed its guarantee at once; who is ahead (it used what
 others lent) competes by index alone until its partition would have done the same work. So lending costs a team
 nothing, and borrowing is never punished beyond what was borrowed.
+
+Rank by attained service where shares are on: a team's order then depends on its own jobs alone, and is that of its
+partition. What is learned from all teams is the better index, but it shuffles a team's long jobs, and a team whose
+mean hangs on twenty of them can lose a tenth by that alone.
 The idea is that of fair queueing against a virtual processor-sharing system (Demers, Keshav and Shenker, 1989;
 fair sojourn: Friedman and Henderson, SIGMETRICS 2003), here without knowing how long jobs are.
 
@@ -91,25 +95,17 @@ def entitled(order: I64, team: I64, milli: I64, claim: I64) -> Bool:
     return out
 
 
-STEP = HOUR
-LEVEL = 2**20
-"""Keys of an index lie within +-LEVEL / 2 (1024 per doubling: 2^512)."""
 OWED = -(2**50)
+"""Keys of entitled rows begin here: below every key of an index, above those of `oldest`."""
 
 
-@compiled
-def keys(key: I64, inside: Bool, team: I64, state: Shadow, guarantee: I64) -> I64:
-    """[R] keys with entitled rows first: by whole hours that the team is behind, then by the index. The rest by index.
+def keys(key: I64, inside: Bool) -> I64:
+    """[R] keys with entitled rows first, by the index among themselves; the rest by the index.
 
-    Guarantees may add up to more than the pool; then who is further behind goes first, and all fall behind alike.
+    Guarantees may add up to more than the pool. Then the index decides between teams too: putting the team that is
+    further behind first was measured, and small teams, which are never behind, waited for the large ones.
     """
-    out = key.copy()
-    for row in range(len(key)):
-        if inside[row]:
-            t = team[row]
-            hours = state.lead[t] // (STEP * max(guarantee[t], 1))
-            out[row] = OWED + hours * LEVEL + key[row]
-    return out
+    return np.where(inside, OWED + key, key)
 
 
 def decayed(usage: int, elapsed_ns: int, half_life_ns: int) -> int:

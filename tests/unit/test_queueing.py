@@ -226,11 +226,9 @@ def test_a_team_serves_its_own_claim_in_its_own_order() -> None:
     assert rows.tolist() == [True, False, True, False]
 
 
-def test_entitled_rows_go_first_and_the_further_behind_before() -> None:
-    state, guarantee = fairshare.shadow(2), ints(1000, 1000)
-    fairshare.advance(state, 2 * fairshare.HOUR, ints(1000, 0), ints(1000, 1000), guarantee)
-    keys = fairshare.keys(ints(50, 40, -50), flags(1, 1, 0), ints(1, 0, 0), state, guarantee)
-    assert np.argsort(keys).tolist() == [0, 1, 2]
+def test_entitled_rows_go_first_each_part_by_index() -> None:
+    keys = fairshare.keys(ints(50, 40, -50, 60), flags(1, 1, 0, 0))
+    assert np.argsort(keys).tolist() == [1, 0, 2, 3]
 
 
 def test_usage_halves_and_never_grows() -> None:
