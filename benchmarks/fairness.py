@@ -19,8 +19,8 @@ from moorage.scheduling.model import IntArray, TeamSpec
 TEAMS = 8
 HOUR = 3600 * SECOND
 WINDOW = 300 * SECOND
-BACKLOG = 40
-"""Jobs that each team keeps waiting, at least."""
+BACKLOG = 80
+"""Jobs that each team keeps waiting: more than its share of the pool could start at once."""
 
 
 @dataclass(slots=True)
@@ -73,7 +73,6 @@ def simulate(fleet: Fleet, runtime: IntArray, until_ns: int, *, alone_ns: int) -
     queues = [list(np.flatnonzero(jobs.team == t)[::-1]) for t in range(TEAMS)]
     finishing: list[tuple[int, int, int]] = []
     waiting, now = np.zeros(0, np.int64), 0
-    backlog = max(BACKLOG, int(fleet.ledger.capacity()[0]) // 1000)
 
     def decide(rows: IntArray) -> IntArray:
         """Those that still wait."""
@@ -96,7 +95,7 @@ def simulate(fleet: Fleet, runtime: IntArray, until_ns: int, *, alone_ns: int) -
         here, counts = range(TEAMS), np.bincount(jobs.team[waiting], minlength=TEAMS)
         if now < alone_ns:
             here = range(TEAMS - 1, TEAMS)
-        more = [queues[t].pop() for t in here for _ in range(backlog - int(counts[t]))]
+        more = [queues[t].pop() for t in here for _ in range(BACKLOG - int(counts[t]))]
         waiting = decide(np.sort(np.concatenate((waiting, np.array(more, np.int64)))))
         ends = finishing[0][0]
         now = alone_ns if now < alone_ns < ends else ends
