@@ -166,6 +166,10 @@ def _score(
             return FAR, -1
     elif milli > 0:
         mem = rules.share(milli, gpu_mib, state[n, rules.DEVICE_MIB])
+        if not raylet and kind == rules.POTENTIAL:
+            return rules.cheapest_device(state, n, value, price, sums, base[n, 0], milli, mem, cpu, mib)
+        if not raylet and kind == rules.FGD:
+            return rules.least_fragmented(state, n, milli, mem, cpu, typical, levels, steps, base[n, 0], sums)
         device = rules.tightest(state, n, milli, mem, raylet)
         if device < 0:
             return FAR, -1
@@ -174,19 +178,11 @@ def _score(
         worth = base[n, 0]
         if device < 0:
             cost = rules.whole_cost(state, n, value, price, sums, worth, milli // WHOLE, cpu, mib)
-        elif raylet:
+        else:
             cost = rules.fraction_cost(state, n, value, price, sums, worth, device, milli, cpu, mib)
-        else:
-            cost, device = rules.cheapest_device(state, n, value, price, sums, worth, milli, mem, cpu, mib)
     elif kind == rules.FGD:
-        frag = base[n, 0]
-        if device < 0 or raylet:
-            mask = np.int64(1) << device if device >= 0 else rules.lowest_idle(state, n, milli // WHOLE)
-            cost = rules.fragments(state, n, mask, milli, cpu, typical, levels, steps, frag, sums)
-        else:
-            cost, device = rules.least_fragmented(
-                state, n, milli, mem, cpu, typical, levels, steps, frag, sums
-            )
+        mask = np.int64(1) << device if device >= 0 else rules.lowest_idle(state, n, milli // WHOLE)
+        cost = rules.fragments(state, n, mask, milli, cpu, typical, levels, steps, base[n, 0], sums)
     elif kind == rules.BEST_FIT:
         cost = rules.best_fit(state, n, milli, device)
     elif kind == rules.DOT_PRODUCT:

@@ -76,13 +76,13 @@ class Weights:
     """so that CPU is never free: nodes with more of it than their GPUs need are left for tasks that need it"""
     spread: float = 2.84
     mib_points: int = 4
-    mib_most: float = 0.041
+    mib_most: float = 0.036
     mib_least: float = 0.00012
     """the price of a MiB at the CPU points"""
     size_early: float = 0.4
     """how far a task's worth goes from its price towards its size: holes that are no exact fit are worth something,
     because some task will come for them; unless CPU runs out first"""
-    size_late: float = 0.23
+    size_late: float = 0.42
     """the same once the pool is `late`"""
     asked: float = 0.8
     """how much dearer a GPU model is that tasks which may use no other will exhaust, see `_scarcity`"""
@@ -90,12 +90,12 @@ class Weights:
     """part of the pool's GPUs in use from which on idle devices are no longer saved"""
     scarce: float = 0.99
     """CPU demand per GPU demand, as parts of what there is, from which on CPU counts as scarce"""
-    ample: float = 0.04
+    ample: float = 0.012
     """so far below `scarce` it counts as ample"""
-    tight: float = 0.043
+    tight: float = 0.06
     """a convex term, as a part of an idle device's value: of two equal holes the tighter is filled"""
     power: float = 2.24
-    together: float = 1.63
+    together: float = 1.4
     """a convex term of idle devices, times their number squared: they are kept together"""
 
 
