@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from moorage.kernels.placing_scores import Scoring
 from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     DeviceRule,
@@ -119,6 +120,8 @@ class Fleet:
 
     ledger: Ledger
     jobs: Jobs
+    scoring: Scoring | None = None
+    """None = best fit."""
     leases: dict[int, Lease] = field(default_factory=dict)
     """By row of `jobs`, in order of start."""
     tasks: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
@@ -157,6 +160,7 @@ class Fleet:
             pending=queue,
             running=running,
             device_rule=DeviceRule.FREE,
+            scoring=self.scoring,
         )
         return plan(snapshot, policy or Policy(), now_ns)
 

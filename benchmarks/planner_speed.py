@@ -14,6 +14,8 @@ from _planner import Fleet, Jobs, amount, classes, load, pool, took
 
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import IntArray, TeamSpec
+from moorage.scheduling.packing.named import scoring
+from moorage.scheduling.packing.scorings import POTENTIAL
 
 SIZES = (1213, 500, 1000, 2000, 4000, 12_500)
 SHAPES = (250, 500, 1000, 2000, 8000)
@@ -63,6 +65,14 @@ def demand(gpus: float, seed: int) -> Jobs:
     )
 
 
+def moored(nodes: int, jobs: Jobs) -> Fleet:
+    """An idle pool that places by the prices of what a node can still hold, made for these jobs: as the packing
+    figures do. The tables are made once, outside the decisions."""
+    ledger = pool(nodes, tree(8 * nodes))
+    count = np.bincount(jobs.klass, weights=jobs.workers, minlength=len(jobs.classes)).astype(np.int64)
+    return Fleet(ledger, jobs, scoring(POTENTIAL, ledger, jobs.classes, count))
+
+
 def arrive(count: int) -> IntArray:
     """One a second."""
     return np.arange(count, dtype=np.int64) * 10**9
@@ -70,7 +80,7 @@ def arrive(count: int) -> IntArray:
 
 def bulk(nodes: int, rounds: int) -> tuple[int, int, float, float]:
     """(tasks placed, jobs started, wall s, processor s) of one decision: the least of some rounds, after a warm one."""
-    fleet = Fleet(pool(nodes, tree(8 * nodes)), demand(1.3 * 8 * nodes, nodes))
+    fleet = moored(nodes, demand(1.3 * 8 * nodes, nodes))
     rows = np.arange(len(fleet.jobs))
     queue, made = fleet.jobs.queue(rows, arrive(len(rows))), []
     times = [
@@ -92,7 +102,7 @@ def singles(nodes: int, count: int) -> tuple[list[float], list[float], float]:
         workers=np.concatenate((filled.workers, few.workers[few_rows])),
         priority=np.concatenate((filled.priority, few.priority[few_rows])),
     )
-    fleet, draw = Fleet(pool(nodes, tree(8 * nodes)), jobs), np.random.default_rng(1)
+    fleet, draw = moored(nodes, jobs), np.random.default_rng(1)
     rows, submitted = np.arange(len(filled)), arrive(len(jobs))
     queue = jobs.queue(rows, submitted[rows])
     fleet.apply(fleet.decide(queue, int(submitted[-1]), None), rows)
