@@ -338,7 +338,7 @@ def _ends(trial: _Trial) -> Iterator[Change]:
 
 def _orders(trial: _Trial, leases: list[Lease]) -> Iterator[list[Lease]]:
     """The leases in several orders: who holds most of what the job may use (and of those the smallest), the oldest
-    first, and node by node. Those whose end makes room under the limit that binds come first."""
+    first, and node by node. Whose end is no use is passed over by `_core`."""
     ledger, asked = trial.snapshot.ledger, models_of(trial.snapshot, trial.row)
     known = [ledger.models.index(m) for m in asked if m in ledger.models]
     usable = ledger.up & (np.isin(ledger.model, known) if asked else np.ones(len(ledger.up), np.bool_))
@@ -352,14 +352,10 @@ def _orders(trial: _Trial, leases: list[Lease]) -> Iterator[list[Lease]]:
                 amount = task.milli_gpu if trial.reason.asked else task.milli_cpu
                 held[lease.lease] = held.get(lease.lease, 0) + amount
                 on.setdefault(node, {})[lease.lease] = lease
-    under = _under_the_limit(trial)
     far = [lease for lease in leases if lease.lease not in held]
     near = [lease for lease in leases if lease.lease in held]
-    near.sort(key=lambda lease: lease.team not in under)
-    yield [
-        *sorted(near, key=lambda x: (x.team not in under, -min(held[x.lease], need), held[x.lease], x.epoch)),
-        *far,
-    ]
+    by_use = sorted(near, key=lambda x: (-min(held[x.lease], need), held[x.lease], x.epoch))
+    yield [*by_use, *far]
     yield [*near, *far]
     nodes = sorted(on, key=lambda node: (len(on[node]), node))
     yield [*{lease.lease: lease for node in nodes for lease in on[node].values()}.values(), *far]
@@ -369,18 +365,6 @@ def _lacking(reason: Reason) -> int:
     """Milli-GPU by which the job is short, as far as the reason says."""
     gap = reason.asked - reason.free if reason.code is ReasonCode.POOL_FULL else reason.asked
     return (reason.held + reason.asked - reason.allowed if reason.code in _BOUND else gap) or UNLIMITED
-
-
-def _under_the_limit(trial: _Trial) -> set[str]:
-    """Teams whose use counts against the limit that binds; all teams where none does."""
-    ledger, reason = trial.snapshot.ledger, trial.reason
-    if reason.code is not ReasonCode.TEAM_LIMIT or reason.team not in ledger.team_row:
-        return set(ledger.team_names)
-    under = {ledger.team_row[reason.team]}
-    for row, parent in enumerate(ledger.team_parent):  # parents come before children
-        if int(parent) in under:
-            under.add(row)
-    return {ledger.team_names[row] for row in under}
 
 
 def _core(trial: _Trial, order: list[Lease]) -> list[Lease] | None:

@@ -128,6 +128,19 @@ CASES = [
         changes=(ends("b", "d"),),
     ),
     Case(
+        name="a whole node: two small leases on one node, not the largest and two more",
+        held=(
+            ("x", "ops", 1000, "n0/01"),
+            ("y", "ops", 1000, "n0/2"),
+            ("z", "ops", 1000, "n0/3"),
+            ("p", "ops", 1000, "n1/0"),
+            ("q", "ops", 1000, "n1/1"),
+        ),
+        jobs=(job("ops", 1, 4000),),
+        why=R.POOL_FULL,
+        changes=(ends("p", "q"),),
+    ),
+    Case(
         name="larger than the pool",
         jobs=(job("ops", 9),),
         why=R.NO_DEVICE,
@@ -394,6 +407,14 @@ CASES = [
         earliest=5,
     ),
     Case(
+        name="by the time of the end a gang has waited so long that it holds the room",
+        held=FULL,
+        jobs=(job("ops", 8, name="gang"), job("ops", 1, at=1)),
+        why=R.POOL_FULL,
+        changes=(ends("a"),),
+        ends={"a": 30},
+    ),
+    Case(
         name="the job ahead takes the first end",
         held=FULL,
         jobs=(job("ops", 4, name="ahead"), job("ops", 4, at=1)),
@@ -452,13 +473,8 @@ def test_scenario(case: Case) -> None:
 def test_a_suggestion_starts_the_job_and_the_reason_is_the_planners(case: Case) -> None:
     snapshot, row = build(case), len(case.jobs) - 1
     found = explain(snapshot, Policy(), case.now * MINUTE, row)
-    said = dict(
-        zip(
-            plan(snapshot, Policy(), case.now * MINUTE).deferred.tolist(),
-            plan(snapshot, Policy(), case.now * MINUTE).reasons,
-            strict=True,
-        )
-    )
+    made = plan(snapshot, Policy(), case.now * MINUTE)
+    said = dict(zip(made.deferred.tolist(), made.reasons, strict=True))
     assert found.reason == said[row]
     for change in found.suggestions:
         after = changed(snapshot, row, (change,))
@@ -505,6 +521,13 @@ def test_a_raised_quota_takes_back_what_was_lent() -> None:
     assert found.suggestions == (FewerWorkers(2), RaiseQuota("ops", "*", 2000), ends("o"))
     after = changed(snapshot, 0, (RaiseQuota("ops", "*", 2000),))
     assert plan(after, Policy(), 0).preempted
+
+
+def test_a_smaller_gang_is_of_that_size() -> None:
+    snapshot = build(Case(name="", why=R.POOL_FULL, jobs=(job("ops", 6),)))
+    after = changed(snapshot, 0, (FewerWorkers(2),))
+    assert plan(after, Policy(), 0).workers.tolist() == [2]
+    assert (after.pending.requests[0].workers, snapshot.pending.requests[0].workers) == (2, 6)
 
 
 def test_what_has_ended_is_not_asked_to_leave() -> None:
