@@ -119,11 +119,14 @@ def measure(quick: bool) -> list[Figure]:
         TeamSpec(name="lender", quota=amount(gpus)),
         *(TeamSpec(name=f"team-{t}") for t in range(TEAMS)),
     ]
+    none = lent[1:]
     worlds = (
         ("equal quotas, equal jobs", owned, True, 0),
         ("equal quotas, unequal jobs", owned, False, 0),
         ("all borrow, equal jobs", lent, True, 0),
         ("all borrow, unequal jobs", lent, False, 0),
+        ("no quota anywhere, equal jobs", none, True, 0),
+        ("no quota anywhere, unequal jobs", none, False, 0),
         ("equal quotas, unequal jobs, one team had it all for 10 minutes", owned, False, 2 * WINDOW),
     )
     figures = []
