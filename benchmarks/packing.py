@@ -4,8 +4,9 @@ Each list of jobs is shuffled, grown to 130 % of the cluster's GPUs and offered 
 simulator does it (Weng et al., USENIX ATC'23): the same arrivals, number for number. FGD itself runs here too, on the
 same harness; figures marked "published" are the means that its authors' runs print.
 
-A tuner chose the constants of the rule on default, cpu050, gpushare40, multigpu20 and made-up variants of them. The other
-four were not in its objective but were looked at while rules and weight sets were compared: they are no clean hold-out.
+A tuner chose the constants of the rule on default, cpu050, gpushare40, multigpu20 and made-up variants of them. The
+other four were not in its objective but were looked at while rules and weight sets were compared: they are no clean
+hold-out.
 
 The traces are data that the repository does not carry: MOORAGE_TRACES names their folder, else ../shared/traces.
 """
