@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from moorage.kernels.gang import Pool, place_within
 from moorage.kernels.jit import inner, outer
+from moorage.kernels.moving import scattered
 from moorage.kernels.teams import Teams, charge, in_quota, limits, narrower, room, share
 
 I64 = npt.NDArray[np.int64]
@@ -55,6 +56,8 @@ class Rows(NamedTuple):
     submitted_ns: I64
     column: I64
     """The one GPU model asked for, 0 when any or several."""
+    alone: I64
+    """The class of a job that is one task of several whole devices, else -1."""
     old: Bool
     """Has waited so long that nothing ordered after it may take room it could use."""
 
@@ -92,6 +95,10 @@ class Asking(NamedTuple):
     margin: int
     lowest: int
     greatest: int
+    moves: bool
+    """Running jobs may be moved."""
+    stuck: I64
+    """[C] the cache's clock when moving last failed for a class, -1 = never."""
     held: int
     """The row that nothing ordered after it may overtake; -1 when there is none."""
 
@@ -230,6 +237,12 @@ def worth_trying(rows: Rows, row: int, entitled: bool, asking: Asking, teams: Te
 
 
 @inner
+def may_move(pool: Pool, c: int, stuck: I64) -> bool:
+    """Whether moving others aside may make a place for class `c`: not when that failed and nothing changed since."""
+    return stuck[c] != pool.scores.clock[0] and scattered(pool, c)
+
+
+@inner
 def _try_row(
     pool: Pool,
     rows: Rows,
@@ -269,7 +282,11 @@ def _try_row(
     # its quota may be enough, but of other models than those free: these it may borrow
     if bounded and first and narrower(within, allowed):
         return MAY_BORROW
-    return WAITS if asked == 0 or not worth_trying(rows, row, first, asking, teams) else MAY_PUSH
+    if asked > 0 and worth_trying(rows, row, first, asking, teams):
+        return MAY_PUSH
+    if asking.moves and rows.alone[row] >= 0 and may_move(pool, rows.alone[row], asking.stuck):
+        return MAY_PUSH
+    return WAITS
 
 
 @outer
@@ -278,7 +295,8 @@ def admit(
     rows: Rows,
     teams: Teams,
     pool: Pool,
-    bounds: tuple[int, int, int],
+    bounds: tuple[int, int, int, bool],
+    stuck: I64,
     max_admissions: int,
     judged: I64,
     later: Later,
@@ -289,7 +307,7 @@ def admit(
     """Try every row once; see the module. `judged[R]` holds verdicts; `later` links each team's borrowers in order.
 
     `bounds`: the least lead of an index that may push out, and of all who may be pushed out the lowest priority and
-    the greatest index.
+    the greatest index; and whether running jobs may be moved, with `stuck` as in `Asking`.
     """
     while True:
         first = state[PASS] == 0
@@ -311,7 +329,7 @@ def admit(
         elif state[ADMITTED] >= max_admissions:
             _defer(out, state, row, _why(teams, rows, row, rooms.own, out, state[DEFERRED]))
         else:
-            asking = Asking(bounds[0], bounds[1], bounds[2], state[HELD])
+            asking = Asking(bounds[0], bounds[1], bounds[2], bounds[3], stuck, state[HELD])
             if answered:
                 tried = state[ANSWER]
             else:

@@ -258,6 +258,8 @@ class Policy:
     """
 
     hold_after_ns: int = 600 * 10**9
+    moves: int = 0
+    """How many running jobs one plan may move aside to make a node for a task of several devices."""
     margin: int = 0
     """How far ahead of a running job's index a waiting job's must be to push it out."""
     max_admissions: int = 2**31
@@ -303,6 +305,11 @@ class Plan:
     words: Words
     preempted: tuple[str, ...] = ()
     """Leases that must be released before the plan's admissions hold."""
+    moved: tuple[str, ...] = ()
+    """Leases of one task each that move: released, and granted again on `moved_node[i]`, `moved_devices[i]`, before the
+    plan's admissions hold."""
+    moved_node: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    moved_devices: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels import admission, preemption
+from moorage.kernels import admission, moving, preemption
 from moorage.kernels.gang import Pool, fits_within, place_within
 from moorage.kernels.placing import fresh_scores
 from moorage.kernels.placing_scores import Classes, Nodes, Scoring
@@ -116,6 +116,8 @@ class _Decision:
     teams: Teams
     pool: Pool
     running: preemption.Running
+    moves: moving.Moves
+    stuck: IntArray
 
     @classmethod
     def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int) -> _Decision:
@@ -130,6 +132,8 @@ class _Decision:
             teams=Quotas.of(ledger).columns(),
             pool=_pool(node_columns(ledger), classes, scoring, raylet),
             running=running.columns(ledger, len(queue.classes)),
+            moves=running.moves(policy.moves, len(ledger.up)),
+            stuck=np.full(len(classes.milli), -1, np.int64),
         )
 
     def run(self) -> Plan:
@@ -139,7 +143,12 @@ class _Decision:
         later = admission.Later(*(np.full(n, -1, np.int64) for n in (len(self.teams.weight),) * 2 + (count,)))
         loose = ~self.running.fixed
         lowest = int(self.running.priority[loose].min(initial=UNLIMITED))
-        bounds = policy.margin, lowest, int(self.running.key[loose].max(initial=admission.NOBODY))
+        bounds = (
+            policy.margin,
+            lowest,
+            int(self.running.key[loose].max(initial=admission.NOBODY)),
+            policy.moves > 0,
+        )
         rooms = admission.Rooms(*np.zeros((4, len(self.snapshot.ledger.models)), np.int64))
         state = np.zeros(admission.STATE_SIZE, np.int64)
         state[admission.HELD] = -1
@@ -151,6 +160,7 @@ class _Decision:
                 self.teams,
                 self.pool,
                 bounds,
+                self.stuck,
                 policy.max_admissions,
                 judged,
                 later,
@@ -196,7 +206,24 @@ class _Decision:
             least=least,
             milli=int(rows.least[row]),
         )
-        return int(preemption.make_room(asker, self.running, self.pool, self.teams, allowed, left, *columns))
+        if len(self.running.order):
+            placed = preemption.make_room(asker, self.running, self.pool, self.teams, allowed, left, *columns)
+            if placed >= 0:
+                return int(placed)
+        return self._move_for(row, columns)
+
+    def _move_for(self, row: int, columns: tuple[IntArray, IntArray, IntArray]) -> int:
+        """The workers placed by moving running jobs aside, or that the row waits."""
+        c, team = int(self.rows.alone[row]), int(self.rows.team[row])
+        if c < 0 or not self.moves.budget[0]:
+            return admission.WAITS
+        allowed = np.zeros(self.teams.own.shape[1], np.int64)
+        room(self.teams, team, allowed)
+        enough = allowed.min() >= self.rows.least[row]
+        if enough and moving.make_place(self.pool, c, self.running, self.moves, *columns):
+            return int(self.rows.min_workers[row])
+        self.stuck[c] = self.pool.scores.clock[0]
+        return admission.WAITS
 
     def never(self, row: int) -> Reason | None:
         """The rule that keeps a row from ever starting, were everything else idle; None when there is none."""
@@ -231,6 +258,7 @@ class _Decision:
         deferred = out.deferred[: int(state[admission.DEFERRED])].copy()
         classes, task_class = self.pool.classes, out.task_class[:tasks]
         running = self.snapshot.running
+        moved = np.flatnonzero(self.moves.moved & ~self.running.taken)
         return Plan(
             version=self.snapshot.version,
             admitted=out.admitted[:admitted].copy(),
@@ -245,6 +273,9 @@ class _Decision:
             task_mib=classes.mib[task_class],
             deferred=deferred,
             preempted=tuple(running.leases[v] for v in np.flatnonzero(self.running.taken)) if running else (),
+            moved=tuple(running.leases[v] for v in moved) if running else (),
+            moved_node=self.running.node[self.running.first[moved]],
+            moved_devices=self.running.mask[self.running.first[moved]],
             words=Words(
                 snapshot=self.snapshot,
                 teams=self.rows.team,
@@ -272,6 +303,11 @@ def _pool(nodes: Nodes, classes: Classes, scoring: Scoring, raylet: bool) -> Poo
 def _rows(ledger: Ledger, queue: Queue, old_before_ns: int) -> admission.Rows:
     known = np.array([ledger.team_row.get(name, -1) for name in queue.teams], np.int64)
     columns = np.array([_column(ledger, c.gpu_models) for c in queue.classes] + [0], np.int64)
+    one = ((queue.head < 0) & (queue.workers == 1) & (queue.min_workers == 1)) | (
+        (queue.head >= 0) & (queue.workers == 0)
+    )
+    klass = np.where(queue.head >= 0, queue.head, queue.worker)
+    milli = np.append(queue.milli(), 0)[klass]
     return admission.Rows(
         team=known[queue.team] if len(queue) else queue.team,
         head=queue.head,
@@ -283,6 +319,7 @@ def _rows(ledger: Ledger, queue: Queue, old_before_ns: int) -> admission.Rows:
         key=np.zeros(len(queue), np.int64) if queue.key is None else queue.key,
         submitted_ns=queue.submitted_ns,
         column=np.maximum(columns[queue.head], columns[queue.worker]),
+        alone=np.where(one & (milli >= 2 * WHOLE) & (milli % WHOLE == 0), klass, -1),
         old=queue.submitted_ns <= old_before_ns,
     )
 

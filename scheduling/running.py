@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moorage.kernels import preemption
+from moorage.kernels import moving, preemption
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import IntArray, JobRequest, Role
 from moorage.scheduling.queue import TaskClass
@@ -30,6 +30,8 @@ class RunningJobs:
     """The same index as `Queue.key`."""
     fixed: IntArray = field(default_factory=_none)
     """1 = may not be asked to leave."""
+    movable: IntArray | None = None
+    """1 = may be moved: stopped, and started again elsewhere at once; None = nobody."""
     lost: IntArray = field(default_factory=_none)
     """What would be lost if it left now (milli-GPU seconds since its last checkpoint): ties go to the least, then to
     the smallest job."""
@@ -75,6 +77,20 @@ class RunningJobs:
     def __len__(self) -> int:
         return len(self.team)
 
+    def moves(self, budget: int, nodes: int) -> moving.Moves:
+        """For moving jobs aside: at most `budget` of them in one plan."""
+        count = len(self)
+        return moving.Moves(
+            may=np.zeros(count, np.bool_) if self.movable is None else self.movable.astype(np.bool_),
+            moved=np.zeros(count, np.bool_),
+            budget=np.array([budget], np.int64),
+            old_node=np.full(count, -1, np.int64),
+            old_mask=np.zeros(count, np.int64),
+            elsewhere=np.ones(nodes, np.bool_),
+            here=np.zeros(nodes, np.bool_),
+            tried=np.zeros(nodes, np.bool_),
+        )
+
     def columns(self, ledger: Ledger, offset: int) -> preemption.Running:
         """For the admission loop. `offset`: where this table's classes begin in the decision's."""
         known = np.array([ledger.team_row.get(name, -1) for name in self.teams], np.int64)
@@ -91,7 +107,7 @@ class RunningJobs:
             order=np.lexsort((milli, self.lost, -self.key, self.priority)),
             milli=milli,
             first=self.first,
-            node=self.task_node,
-            mask=self.task_mask,
+            node=self.task_node.copy(),
+            mask=self.task_mask.copy(),
             klass=self.task_class + offset,
         )

@@ -74,8 +74,12 @@ class Ranks:
     running: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     fixed: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     """1 = may not be asked to leave."""
+    movable: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """1 = may be moved aside at the price of a preemption."""
     preempts: bool = False
     margin: int = 0
+    moves: int = 0
+    """How many may be moved in one decision."""
 
 
 Rank = Callable[[Jobs, IntArray, IntArray], Ranks]
@@ -83,6 +87,8 @@ Rank = Callable[[Jobs, IntArray, IntArray], Ranks]
 
 MARGIN = index.DOUBLING
 """A waiting job pushes out one that is behind it by a factor of two: less would be paid for in restarts."""
+MOVES = 8
+"""In one decision."""
 LEAST_RUN_NS = 5 * MINUTE
 """Nobody leaves sooner after a start."""
 TICK_NS = 10 * MINUTE
@@ -194,7 +200,15 @@ class Learned:
 
 def _pushing(jobs: Jobs, running: IntArray, waiting_key: IntArray, running_key: IntArray) -> Ranks:
     fixed = (jobs.ran_ns(running) < LEAST_RUN_NS).astype(np.int64)
-    return Ranks(waiting=waiting_key, running=running_key, fixed=fixed, preempts=True, margin=MARGIN)
+    return Ranks(
+        waiting=waiting_key,
+        running=running_key,
+        fixed=fixed,
+        movable=1 - fixed,
+        preempts=True,
+        margin=MARGIN,
+        moves=MOVES,
+    )
 
 
 DISCIPLINES: dict[str, Discipline] = {

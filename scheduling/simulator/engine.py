@@ -180,21 +180,24 @@ class _Run:
             version=self.ledger.version,
             ledger=self.ledger,
             pending=self.jobs.queue(self.waiting, key=ranks.waiting),
-            running=self._running(running, ranks.running, ranks.fixed) if ranks.preempts else None,
+            running=self._running(running, ranks.running, ranks.fixed, ranks.movable)
+            if ranks.preempts
+            else None,
             device_rule=DeviceRule.FREE,
         )
         begun = self.stopwatch() if self.stopwatch else 0.0
-        policy = Policy(hold_after_ns=self.discipline.hold_after_ns, margin=ranks.margin)
+        policy = Policy(hold_after_ns=self.discipline.hold_after_ns, margin=ranks.margin, moves=ranks.moves)
         decided = plan(snapshot, policy, self.now)
         self.elapsed_s += self.stopwatch() - begun if self.stopwatch else 0.0
         self.decisions += 1
         again = [self._preempt(int(running[int(name)])) for name in decided.preempted]
+        self._move(decided, running)
         self._start(decided)
         keep = np.ones(len(self.waiting), np.bool_)
         keep[decided.admitted] = False
         self.waiting = np.concatenate((self.waiting[keep], np.array(again, np.int64)))
 
-    def _running(self, rows: IntArray, key: IntArray, fixed: IntArray) -> RunningJobs:
+    def _running(self, rows: IntArray, key: IntArray, fixed: IntArray, movable: IntArray) -> RunningJobs:
         held = [self.tasks[row] for row in self.leases]
         sizes = np.array([len(node) for node, _ in held], np.int64)
         none = np.zeros(0, np.int64)
@@ -205,6 +208,7 @@ class _Run:
             priority=self.workload.priority[rows],
             key=key,
             fixed=fixed,
+            movable=movable,
             lost=np.zeros(len(rows), np.int64),
             classes=self.jobs.classes,
             first=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
@@ -215,45 +219,50 @@ class _Run:
 
     def _start(self, decided: Plan) -> None:
         bounds = np.searchsorted(decided.task_admission, np.arange(len(decided.admitted) + 1))
-        names = self.ledger.node_names
         for a, at in enumerate(decided.admitted.tolist()):
             row, span = int(self.waiting[at]), slice(int(bounds[a]), int(bounds[a + 1]))
-            node, mask = decided.task_node[span], decided.task_devices[span]
-            self.epoch += 1
-            tasks = tuple(
-                TaskPlacement(
-                    role=Role.WORKER,
-                    index=i,
-                    node=names[n],
-                    devices=unmask(m),
-                    milli_gpu=milli,
-                    gpu_mib=mib,
-                    milli_cpu=cpu,
-                    mib=mem,
-                )
-                for i, (n, m, milli, mib, cpu, mem) in enumerate(
-                    zip(
-                        node.tolist(),
-                        mask.tolist(),
-                        decided.task_milli[span].tolist(),
-                        decided.task_gpu_mib[span].tolist(),
-                        decided.task_milli_cpu[span].tolist(),
-                        decided.task_mib[span].tolist(),
-                        strict=True,
-                    )
-                )
+            self._grant(
+                row,
+                decided.task_node[span],
+                decided.task_devices[span],
+                decided.task_gpu_mib[span],
             )
-            team = self.workload.teams[int(self.workload.team[row])]
-            lease = Lease(lease=str(row), job=str(row), team=team, epoch=self.epoch, tasks=tasks)
-            step(self.ledger, LeaseGranted(lease))
-            self.leases[row], self.tasks[row] = lease, (node, mask)
-            self.seen.started_ns[row] = self.now
             if self.start_ns[row] < 0:
                 self.start_ns[row] = self.now
             stint = self.now - int(self.seen.queued_ns[row])
             self.seen.waited_ns[row] += stint
             self.stint_ns[row] = max(self.stint_ns[row], stint)
-            heapq.heappush(self.finishing, (self.now + int(self.left_ns[row]), self.epoch, row))
+
+    def _move(self, decided: Plan, running: IntArray) -> None:
+        """Stop the moved jobs, all of them, then start each in its new place: a preemption without a wait."""
+        held = [self.leases[int(running[int(name)])] for name in decided.moved]
+        rows = [self._preempt(int(lease.job)) for lease in held]
+        for row, lease, node, mask in zip(rows, held, decided.moved_node, decided.moved_devices, strict=True):
+            mib = np.array([lease.tasks[0].gpu_mib], np.int64)
+            self._grant(row, np.array([node]), np.array([mask]), mib)
+
+    def _grant(self, row: int, node: IntArray, mask: IntArray, gpu_mib: IntArray) -> None:
+        shape, names = self.jobs.classes[int(self.jobs.klass[row])].shape, self.ledger.node_names
+        self.epoch += 1
+        tasks = tuple(
+            TaskPlacement(
+                role=Role.WORKER,
+                index=i,
+                node=names[n],
+                devices=unmask(m),
+                milli_gpu=shape.milli_gpu,
+                gpu_mib=mib,
+                milli_cpu=shape.milli_cpu,
+                mib=shape.mib,
+            )
+            for i, (n, m, mib) in enumerate(zip(node.tolist(), mask.tolist(), gpu_mib.tolist(), strict=True))
+        )
+        team = self.workload.teams[int(self.workload.team[row])]
+        lease = Lease(lease=str(row), job=str(row), team=team, epoch=self.epoch, tasks=tasks)
+        step(self.ledger, LeaseGranted(lease))
+        self.leases[row], self.tasks[row] = lease, (node, mask)
+        self.seen.started_ns[row] = self.now
+        heapq.heappush(self.finishing, (self.now + int(self.left_ns[row]), self.epoch, row))
 
     def _leave(self, row: int) -> int:
         """Release the lease; how long it ran."""
