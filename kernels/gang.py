@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moorage.kernels.jit import inner, outer
-from moorage.kernels.placing import Scores, _holds, find, take
+from moorage.kernels.placing import Scores, find, take
 from moorage.kernels.placing_scores import Classes, Nodes, Scoring
 
 I64 = npt.NDArray[np.int64]
 
+UNLIMITED = 2**62
+_WHOLE = 1000
 _MANY = 8
 """A gang of more is first refused by a count, where that can be, without placing and undoing it."""
 
@@ -36,6 +38,30 @@ def models_with(room: I64, milli: np.int64) -> np.int64:
         if room[m] >= milli:
             mask |= np.int64(1) << m
     return mask
+
+
+@inner
+def _holds(nodes: Nodes, classes: Classes, c: int, enough: int) -> int:
+    """An upper bound on how many tasks of class `c` fit together, counted until `enough`."""
+    milli, cpu, mib = classes.milli[c], classes.cpu[c], classes.mib[c]
+    total = np.int64(0)
+    for n in range(len(nodes.model)):
+        if total >= enough:
+            break
+        if not classes.allowed[c, n]:
+            continue
+        fit = np.int64(enough)
+        if cpu > 0:
+            fit = min(fit, nodes.cpu_free[n] // cpu)
+        if mib > 0:
+            fit = min(fit, nodes.mib_free[n] // mib)
+        if fit > 0 and milli > 0:
+            room = np.int64(0)
+            for d in range(nodes.milli_free.shape[1]):
+                room += nodes.milli_free[n, d] // min(milli, np.int64(_WHOLE))
+            fit = min(fit, room // max(np.int64(1), milli // _WHOLE))
+        total += max(np.int64(0), fit)
+    return int(total)
 
 
 @outer
@@ -71,7 +97,7 @@ def place_within(
         workers = (room[0] - head_milli) // worker_milli
     whole = head_milli + workers * worker_milli
     models = models_with(room, whole) if whole > 0 else np.int64(-1)
-    if least > _MANY and _holds(nodes, classes, worker, -1, least) < least:
+    if least > _MANY and _holds(nodes, classes, worker, least) < least:
         return -1
     # some model has room for a part of the gang only: then what is left of each counts
     counting = whole > 0 and models != models_with(room, 1)

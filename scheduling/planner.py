@@ -278,7 +278,6 @@ class _Decision:
             moved_devices=self.running.mask[self.running.first[moved]],
             words=Words(
                 snapshot=self.snapshot,
-                teams=self.rows.team,
                 never=self.never,
                 code=out.code[: len(deferred)].copy(),
                 figures=out.figures[: len(deferred)].copy(),

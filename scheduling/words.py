@@ -22,8 +22,6 @@ class Words:
     """`code[D]` and `figures[D,4]` of the deferred rows (see `kernels.admission.Out`), and what was left at the end."""
 
     snapshot: Snapshot
-    teams: IntArray
-    """[R] ledger row of each waiting job's team, -1 unknown."""
     never: Callable[[int], Reason | None]
     """Why a row could never start, even in an idle pool."""
     code: IntArray

@@ -166,6 +166,8 @@ def test_moves_keep_every_lease_and_stay_in_budget(data: st.DataObject, nodes: i
     for name in Ledger.__slots__:
         assert np.array_equal(getattr(ledger, name), getattr(before, name)), name
     _, still = decide(ledger, held, waits, moves=0)
-    assert len(decided.admitted) >= len(still.admitted), "moving aside never costs a start"
+    # A large job that starts by moves may take the room of several behind it, never of one before it.
+    differ = sorted(set(decided.admitted.tolist()) ^ set(still.admitted.tolist()))
+    assert not differ or differ[0] in decided.admitted
     apply(ledger, snapshot, decided)
     assert set(held) <= set(ledger.leases), "who was moved still runs"

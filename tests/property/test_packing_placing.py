@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moorage.kernels import gang
 from moorage.kernels import placing_reference as reference
-from moorage.kernels.placing import Scores, find, find_among, fresh_scores, place_gang, take
+from moorage.kernels.placing import Scores, find, find_among, fresh_scores, take
 from moorage.kernels.placing_scores import Classes, Nodes, Scoring
 from moorage.scheduling.packing import scorings
 from moorage.scheduling.packing.classes import Mix
@@ -155,9 +156,12 @@ def test_a_gang_holds_its_minimum_or_nothing(
     classes, scoring = some_classes(rng, nodes), a_rule(name, rng, nodes)
     least, before = max(0, workers - fewer), snapshot(nodes)
     head, worker = (0 if with_head else -1), len(classes.milli) - 1
+    if workers and not with_head:
+        least = max(least, 1)  # a gang without a head starts with something
     scores: Scores = fresh_scores(nodes, classes, scoring)
     out = [np.zeros(1 + workers, np.int64) for _ in range(3)]
-    placed = place_gang(nodes, classes, scores, scoring, head, worker, workers, least, -1, raylet, *out)
+    pool, room = gang.Pool(nodes, classes, scores, scoring, raylet), np.full(8, gang.UNLIMITED, np.int64)
+    placed = gang.place_within(pool, head, worker, workers, least, room, room.copy(), *out)
     if placed < 0:
         assert unchanged(nodes, before)
         assert one_by_one(before, classes, scoring, head, worker, workers, raylet) < least
