@@ -193,6 +193,17 @@ def _score(
 
 
 @outer
+def _value(scores: Scores, scoring: Scoring, n: int) -> None:
+    """What a node is worth as it is, for rules that score by its fall."""
+    state, base, sums = scores.state, scores.base, scores.sums
+    if scoring.kind == rules.POTENTIAL:
+        base[n, 0] = rules.node_worth(state, n, scoring.value, scoring.price, sums)
+    elif scoring.kind == rules.FGD:
+        base[n, 0] = rules.fragmentation(state, n, state[n, rules.CPU], scoring.typical, scoring.levels, sums)
+    base[n, 1] = 1
+
+
+@outer
 def _keys(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool, count: int) -> None:
     """Into `scores.found` the keys of class `c` for the first `count` nodes of `scores.todo`."""
     milli, gpu_mib, cpu, mib = classes.milli[c], classes.gpu_mib[c], classes.cpu[c], classes.mib[c]
@@ -206,11 +217,7 @@ def _keys(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bo
         if not allowed[c, n] or state[n, rules.CPU] < cpu or state[n, rules.MIB] < mib:
             continue
         if base[n, 1] == 0:
-            if kind == rules.POTENTIAL:
-                base[n, 0] = rules.node_worth(state, n, value, price, sums)
-            elif kind == rules.FGD:
-                base[n, 0] = rules.fragmentation(state, n, state[n, rules.CPU], typical, levels, sums)
-            base[n, 1] = 1
+            _value(scores, scoring, n)
         found = _score(
             state,
             base,
@@ -331,6 +338,8 @@ def _devices(classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int,
         return int(rules.lowest_idle(scores.state, n, milli // WHOLE))
     if milli == 0:
         return 0
+    if scores.base[n, 1] == 0:  # its score is that of a neighbour in the same state
+        _value(scores, scoring, n)
     device = _score(
         scores.state,
         scores.base,

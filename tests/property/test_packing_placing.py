@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moorage.kernels import gang
@@ -84,6 +84,9 @@ def unchanged(nodes: Nodes, before: list[np.ndarray]) -> bool:  # type: ignore[t
 @given(
     name=NAMES, seed=st.integers(0, 2**32), raylet=st.booleans(), models=st.sampled_from([-1, -1, 1, 3, 5])
 )
+@example(
+    name=scorings.POTENTIAL, seed=2386024, raylet=False, models=-1
+)  # a node scored by its neighbour's score
 def test_a_warm_cache_answers_as_the_reference(name: str, seed: int, raylet: bool, models: int) -> None:
     """Through any history of taking and giving back, and whichever classes were asked for in between."""
     rng = np.random.default_rng(seed)
