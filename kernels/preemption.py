@@ -6,6 +6,8 @@ push out another for one of three reasons, each strictly ordered, so that two jo
 - reclaim: it fits its team's own quota, and the other holds what its team borrows (quota lent is taken back);
 - priority: the other has a lower priority, in the same team or among those that borrow;
 - index: equal priority, and a policy's index puts the other behind by more than a margin (time slicing).
+
+Who started too short a time ago leaves for none of them, but for a reclaim where the policy says so.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Running(NamedTuple):
     key: I64
     """Lower goes first; see `Rows.key`."""
     fixed: Bool
-    """May not be asked to leave: not preemptible, or started too short a time ago."""
+    """May not be asked to leave: not preemptible."""
+    young: Bool
+    """Started too short a time ago: leaves for an asker that is `hasty`, and then for a reclaim alone."""
     taken: Bool
     """Asked to leave by this plan (an output)."""
     order: I64
@@ -59,6 +63,8 @@ class Asker(NamedTuple):
     margin: int
     entitled: bool
     """Fits its team's own quota."""
+    hasty: bool
+    """Takes lent quota back from the young too."""
     head: int
     worker: int
     least: int
@@ -88,7 +94,9 @@ def may_push(asker: Asker, running: Running, v: int, teams: Teams) -> bool:
     team = running.team[v]
     borrows = teams.counted[0] > 0 and teams.used[team, 0] > teams.own[team, 0]
     if asker.entitled and team != asker.team and borrows:
-        return True
+        return asker.hasty or not running.young[v]
+    if running.young[v]:
+        return False
     same_pot = team == asker.team or teams.counted[0] == 0 or (borrows and not asker.entitled)
     if not same_pot:
         return False

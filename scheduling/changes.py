@@ -238,19 +238,4 @@ def _ended(snapshot: Snapshot, leases: tuple[str, ...]) -> Snapshot:
 
 def _without(running: RunningJobs, leases: frozenset[str]) -> RunningJobs:
     """Those that stay: what has ended cannot be asked to leave."""
-    stays = np.array([lease not in leases for lease in running.leases], np.bool_)
-    counts = np.diff(running.first)
-    tasks = np.repeat(stays, counts)
-    return replace(
-        running,
-        leases=tuple(lease for lease in running.leases if lease not in leases),
-        team=running.team[stays],
-        priority=running.priority[stays],
-        key=running.key[stays],
-        fixed=running.fixed[stays],
-        lost=running.lost[stays],
-        first=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts[stays]))),
-        task_node=running.task_node[tasks],
-        task_mask=running.task_mask[tasks],
-        task_class=running.task_class[tasks],
-    )
+    return running.take(np.array([lease not in leases for lease in running.leases], np.bool_))

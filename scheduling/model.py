@@ -262,6 +262,10 @@ class Policy:
     """How many running jobs one plan may move aside to make a node for a task of several devices."""
     margin: int = 0
     """How far ahead of a running job's index a waiting job's must be to push it out."""
+    least_run_ns: int = 0
+    """Who started or resumed a shorter time ago is not pushed out, so that no start is paid for in vain."""
+    reclaim_waits: bool = False
+    """Lent quota is taken back after that time only, too; else at any time."""
     max_admissions: int = 2**31
 
 

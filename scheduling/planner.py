@@ -88,7 +88,7 @@ class _Decision:
             rows=_rows(ledger, queue, now_ns - policy.hold_after_ns),
             teams=Quotas.of(ledger).columns(),
             pool=_pool(node_columns(ledger), classes, scoring, raylet),
-            running=running.columns(ledger, len(queue.classes)),
+            running=running.columns(ledger, len(queue.classes), policy),
             moves=running.moves(policy.moves, len(ledger.up)),
             stuck=np.full(len(classes.milli), -1, np.int64),
         )
@@ -99,6 +99,8 @@ class _Decision:
         judged = np.zeros(count, np.int64)
         later = admission.Later(*(np.full(n, -1, np.int64) for n in (len(self.teams.weight),) * 2 + (count,)))
         loose = ~self.running.fixed
+        if policy.reclaim_waits:
+            loose &= ~self.running.young
         lowest = int(self.running.priority[loose].min(initial=UNLIMITED))
         bounds = (
             policy.margin,
@@ -158,6 +160,7 @@ class _Decision:
             key=int(rows.key[row]),
             margin=self.policy.margin,
             entitled=first,
+            hasty=not self.policy.reclaim_waits,
             head=head,
             worker=worker,
             least=least,

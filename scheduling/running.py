@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from moorage.kernels import moving, preemption
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import IntArray, JobRequest, Role
+from moorage.scheduling.model import IntArray, JobRequest, Policy, Role
 from moorage.scheduling.queue import TaskClass
+
+_OPTIONAL = ("ran_ns", "least_run_ns", "movable")
+"""Columns by job that may be left out."""
 
 
 def _none() -> IntArray:
@@ -30,6 +34,10 @@ class RunningJobs:
     """The same index as `Queue.key`."""
     fixed: IntArray = field(default_factory=_none)
     """1 = may not be asked to leave."""
+    ran_ns: IntArray | None = None
+    """How long each runs since it last started or resumed, held against `Policy.least_run_ns`; None = long enough."""
+    least_run_ns: IntArray | None = None
+    """How long each must run at least, where that is more than the policy's; None = nothing of its own."""
     movable: IntArray | None = None
     """1 = may be moved: stopped, and started again elsewhere at once; None = nobody."""
     lost: IntArray = field(default_factory=_none)
@@ -77,6 +85,20 @@ class RunningJobs:
     def __len__(self) -> int:
         return len(self.team)
 
+    def take(self, stays: npt.NDArray[np.bool_]) -> RunningJobs:
+        """The jobs marked in `stays`."""
+        counts = np.diff(self.first)
+        tasks = np.repeat(stays, counts)
+        of_jobs = ("team", "priority", "key", "fixed", "lost", *_OPTIONAL)
+        columns = {name: getattr(self, name)[stays] for name in of_jobs if getattr(self, name) is not None}
+        columns |= {name: getattr(self, name)[tasks] for name in ("task_node", "task_mask", "task_class")}
+        return replace(
+            self,
+            leases=tuple(lease for lease, stay in zip(self.leases, stays, strict=True) if stay),
+            first=np.concatenate((np.zeros(1, np.int64), np.cumsum(counts[stays]))),
+            **columns,
+        )
+
     def moves(self, budget: int, nodes: int) -> moving.Moves:
         """For moving jobs aside: at most `budget` of them in one plan."""
         count = len(self)
@@ -91,7 +113,14 @@ class RunningJobs:
             tried=np.zeros(nodes, np.bool_),
         )
 
-    def columns(self, ledger: Ledger, offset: int) -> preemption.Running:
+    def young(self, policy: Policy) -> npt.NDArray[np.bool_]:
+        """[V] has not run for its least time yet."""
+        if self.ran_ns is None:
+            return np.zeros(len(self), np.bool_)
+        least = np.full(len(self), policy.least_run_ns)
+        return self.ran_ns < (least if self.least_run_ns is None else np.maximum(least, self.least_run_ns))
+
+    def columns(self, ledger: Ledger, offset: int, policy: Policy) -> preemption.Running:
         """For the admission loop. `offset`: where this table's classes begin in the decision's."""
         known = np.array([ledger.team_row.get(name, -1) for name in self.teams], np.int64)
         each = np.array([c.shape.milli_gpu for c in self.classes], np.int64)
@@ -102,6 +131,7 @@ class RunningJobs:
             priority=self.priority,
             key=self.key,
             fixed=self.fixed.astype(np.bool_),
+            young=self.young(policy),
             taken=np.zeros(len(self), np.bool_),
             asked=np.zeros(len(self), np.int64),
             order=np.lexsort((milli, self.lost, -self.key, self.priority)),

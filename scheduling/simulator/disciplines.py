@@ -74,6 +74,8 @@ class Ranks:
     running: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     fixed: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     """1 = may not be asked to leave."""
+    least_run_ns: int = 0
+    """Nobody is asked to leave sooner after a start."""
     movable: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     """1 = may be moved aside at the price of a preemption."""
     preempts: bool = False
@@ -199,12 +201,12 @@ class Learned:
 
 
 def _pushing(jobs: Jobs, running: IntArray, waiting_key: IntArray, running_key: IntArray) -> Ranks:
-    fixed = (jobs.ran_ns(running) < LEAST_RUN_NS).astype(np.int64)
     return Ranks(
         waiting=waiting_key,
         running=running_key,
-        fixed=fixed,
-        movable=1 - fixed,
+        fixed=np.zeros(len(running), np.int64),
+        least_run_ns=LEAST_RUN_NS,
+        movable=(jobs.ran_ns(running) >= LEAST_RUN_NS).astype(np.int64),
         preempts=True,
         margin=MARGIN,
         moves=MOVES,

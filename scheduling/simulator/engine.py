@@ -186,7 +186,13 @@ class _Run:
             device_rule=DeviceRule.FREE,
         )
         begun = self.stopwatch() if self.stopwatch else 0.0
-        policy = Policy(hold_after_ns=self.discipline.hold_after_ns, margin=ranks.margin, moves=ranks.moves)
+        policy = Policy(
+            hold_after_ns=self.discipline.hold_after_ns,
+            margin=ranks.margin,
+            moves=ranks.moves,
+            least_run_ns=ranks.least_run_ns,
+            reclaim_waits=True,
+        )
         decided = plan(snapshot, policy, self.now)
         self.elapsed_s += self.stopwatch() - begun if self.stopwatch else 0.0
         self.decisions += 1
@@ -208,6 +214,7 @@ class _Run:
             priority=self.workload.priority[rows],
             key=key,
             fixed=fixed,
+            ran_ns=self.seen.ran_ns(rows),
             movable=movable,
             lost=np.zeros(len(rows), np.int64),
             classes=self.jobs.classes,
