@@ -133,6 +133,10 @@ class Client:
     def job(self, job_id: str) -> dict[str, Any]:
         return _object(self.request("GET", f"/moorage/v1/jobs/{_segment(job_id)}"))
 
+    def why(self, job_id: str) -> dict[str, Any]:
+        """The job, why it waits, what would start it now, and what it holds."""
+        return _object(self.request("GET", f"/moorage/v1/jobs/{_segment(job_id)}/why"))
+
     def events(self, job_id: str | None = None, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
         path = "/moorage/v1/events" if job_id is None else f"/moorage/v1/jobs/{_segment(job_id)}/events"
         return _objects(self.request("GET", path, query={"after": after, "limit": limit}))

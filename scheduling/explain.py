@@ -12,8 +12,7 @@ find a boundary, which is the first one wherever more help never hurts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from moorage.scheduling.changes import (
     Together,
     changed,
 )
+from moorage.scheduling.explanation import Explanation, span
 from moorage.scheduling.model import (
     ANY_MODEL,
     UNLIMITED,
@@ -42,6 +42,8 @@ from moorage.scheduling.model import (
 from moorage.scheduling.planner import plan
 from moorage.scheduling.words import models_of
 
+__all__ = ["Explanation", "explain", "span"]
+
 MOST_ENDS = 16
 """A suggestion names no more leases than this."""
 MOST_RAISES = 4
@@ -55,70 +57,16 @@ _BOUND: dict[ReasonCode, type[RaiseLimit] | type[RaiseQuota]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """Why `job` waits at `now_ns`. Each of `suggestions` starts it now; `earliest_ns` is when it starts if nothing is
-    changed, no other job is submitted and every known end is kept, None when that is not known."""
-
-    job: str
-    now_ns: int
-    reason: Reason
-    suggestions: tuple[Change, ...] = ()
-    earliest_ns: int | None = None
-    plans: int = 0
-    """How many plans were made to find this."""
-
-    def text(self) -> str:
-        """Sentences for people, one a line."""
-        lines = [f"{self.job} waits: {self.reason.text()}."]
-        if self.suggestions:
-            lines.append("It would start now if you did one of these:")
-            lines += [f"- {change.text()}" for change in self.suggestions]
-        else:
-            lines.append(
-                "No single change to the job, its team or the running jobs was found that starts it now."
-            )
-        if self.earliest_ns is None:
-            lines.append(
-                "When it starts is not known: the known ends of running jobs do not make room for it."
-            )
-        else:
-            lines.append(
-                f"By the known ends of running jobs it starts in {span(self.earliest_ns - self.now_ns)}."
-            )
-        return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: strings, integers, lists."""
-        reason = {f.name: getattr(self.reason, f.name) for f in fields(Reason)}
-        reason |= {
-            "code": str(self.reason.code),
-            "holders": list(self.reason.holders),
-            "text": self.reason.text(),
-        }
-        return {
-            "job": self.job,
-            "now_ns": self.now_ns,
-            "reason": reason,
-            "suggestions": [change.to_json() | {"text": change.text()} for change in self.suggestions],
-            "earliest_ns": self.earliest_ns,
-        }
-
-
-def span(ns: int) -> str:
-    """A length of time as people say it, rounded up: '2 h 5 min'."""
-    seconds = -(-max(0, ns) // 10**9)
-    for long, short, size in (("d", "h", 86400), ("h", "min", 3600), ("min", "s", 60)):
-        if seconds >= size:
-            rest = seconds % size * (24 if long == "d" else 60) // size
-            return f"{seconds // size} {long}" + (f" {rest} {short}" if rest else "")
-    return f"{seconds} s"
-
-
 def explain(
-    snapshot: Snapshot, policy: Policy, now_ns: int, row: int, ends: Mapping[str, int] | None = None
+    snapshot: Snapshot,
+    policy: Policy,
+    now_ns: int,
+    row: int,
+    ends: Mapping[str, int] | None = None,
+    go_on: Callable[[int], bool] | None = None,
 ) -> Explanation:
     """Explain row `row` of the queue. `ends`: when leases will have ended at the latest (ns), where that is known.
+    `go_on(plans made)` is asked before each plan but the first: False stops the search, and what was found stands.
 
     Raises `ValueError` when the job starts now, or there is no such row. Pure; the snapshot stays as it is.
 
@@ -132,13 +80,25 @@ def explain(
     if row in first.admitted:
         raise ValueError(f"{snapshot.pending.names[row]} starts now: there is nothing to explain")
     reason = _reason(first, row)
-    trial = _Trial(snapshot=snapshot, policy=policy, now_ns=now_ns, row=row, reason=reason)
+    trial = _Trial(
+        snapshot=snapshot,
+        policy=policy,
+        now_ns=now_ns,
+        row=row,
+        reason=reason,
+        go_on=go_on or (lambda made: True),
+    )
     suggestions: list[Change] = []
-    earliest = None
+    earliest, complete = None, True
     if reason.code is not ReasonCode.TEAM_UNKNOWN:  # nothing else helps a job of no team
-        for find in (_gang, _models, _raises, _ends):
-            suggestions += find(trial)
-        earliest = _earliest(trial, ends or {})
+        try:
+            for find in (_gang, _models, _raises):
+                suggestions.extend(find(trial))
+            earliest = _earliest(trial, ends or {})
+            suggestions.extend(_ends(trial))  # the longest search: last
+        except _Enough as enough:
+            suggestions.extend(enough.found)
+            complete = False
     return Explanation(
         job=snapshot.pending.names[row],
         now_ns=now_ns,
@@ -146,6 +106,7 @@ def explain(
         suggestions=tuple(suggestions),
         earliest_ns=earliest,
         plans=trial.plans,
+        complete=complete,
     )
 
 
@@ -157,6 +118,14 @@ def _reason(made: Plan, row: int) -> Reason:
     return only.reasons(made.deferred[d : d + 1])[0]
 
 
+class _Enough(Exception):
+    """The search is to stop. `found` is what the search that was stopped had found."""
+
+    def __init__(self, found: tuple[Change, ...] = ()) -> None:
+        super().__init__()
+        self.found = found
+
+
 @dataclass(slots=True)
 class _Trial:
     """The job, the pool, and what was tried."""
@@ -166,6 +135,7 @@ class _Trial:
     now_ns: int
     row: int
     reason: Reason
+    go_on: Callable[[int], bool]
     plans: int = 1
     seen: dict[tuple[Change, int], bool] = field(default_factory=dict)
 
@@ -178,6 +148,8 @@ class _Trial:
             except ValueError:
                 self.seen[change, when] = False
             else:
+                if not self.go_on(self.plans):
+                    raise _Enough
                 self.plans += 1
                 self.seen[change, when] = bool(np.any(plan(after, self.policy, when).admitted == self.row))
         return self.seen[change, when]
@@ -324,14 +296,17 @@ def _ends(trial: _Trial) -> Iterator[Change]:
     """The fewest leases found whose end starts the job: none of them can be left out."""
     leases = trial.others()
     best: list[Lease] | None = None
-    for order in _orders(trial, leases):
-        found = _core(trial, order)
-        if found and (best is None or len(found) < len(best)):
-            best = found
-        if best and len(best) == 1:
-            break
-    if (best is None or len(best) > 1) and len(leases) <= _SINGLES:
-        best = next(([one] for one in leases if trial.starts(_ending([one]))), best)
+    try:
+        for order in _orders(trial, leases):
+            found = _core(trial, order)
+            if found and (best is None or len(found) < len(best)):
+                best = found
+            if best and len(best) == 1:
+                break
+        if (best is None or len(best) > 1) and len(leases) <= _SINGLES:
+            best = next(([one] for one in leases if trial.starts(_ending([one]))), best)
+    except _Enough:
+        raise _Enough((_ending(best),) if best else ()) from None
     if best:
         yield _ending(best)
 

@@ -136,6 +136,35 @@ class MemoryControl:
     def jobs(self, caller: api.Caller) -> list[api.JobView]:
         return [view for view in reversed(self.views.values()) if caller.may_see(view.team)]
 
+    def why(self, caller: api.Caller, job_id: str) -> api.WhyView:
+        view = self.job(caller, job_id)
+        if view.state != api.PENDING:
+            held = {"lease": "l-1", "kind": "job", "milli_gpu": 500, "since_ns": 5, "ends_ns": None}
+            return api.WhyView(job=view, explanation=None, holds=(held,))
+        reason = {"code": "team-limit", "text": view.message, "team": view.team, "gpu_model": "*"}
+        reason |= {"asked": 2000, "held": 4000, "allowed": 4000, "free": 0, "holders": ["hog"]}
+        change = {
+            "change": "raise-limit",
+            "team": view.team,
+            "gpu_model": "*",
+            "milli": 2000,
+            "text": "raise it",
+        }
+        explanation = {
+            "job": job_id,
+            "now_ns": 7,
+            "reason": reason,
+            "suggestions": [change],
+            "earliest_ns": None,
+            "earliest_text": "When it starts is not known.",
+            "plans": 12,
+            "complete": True,
+            "ends_known": 0,
+            "ends_unknown": 1,
+            "paused": False,
+        }
+        return api.WhyView(job=view, explanation=explanation, holds=())
+
     def stop(self, caller: api.Caller, job_id: str) -> bool:
         if self.job(caller, job_id).final:
             return False

@@ -1,4 +1,4 @@
-"""`moorage submit | jobs | why | logs | stop | events | cost`."""
+"""`moorage submit | jobs | logs | stop | events | cost`."""
 
 from __future__ import annotations
 
@@ -59,28 +59,6 @@ def jobs(state: str | None, limit: int, home: Path | None, principal: str, as_js
             job["message"],
         )
     shared.console().print(made)
-
-
-@click.command(epilog="\b\nExample:\n  moorage why raysubmit_4LamXRuQpYdSMg7J")
-@click.argument("job_id", metavar="JOB")
-@shared.pool_options
-def why(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
-    """Say why JOB waits and what would free it, or how it ended."""
-    with shared.connect(home, principal) as client:
-        job = client.job(job_id)
-    if as_json:
-        shared.print_json(job)
-        return
-    click.echo(f"{job_id} ({job['team']}) is {job['state']}: {job['message']}")
-    reason: dict[str, Any] = job["reason"] or {}
-    for name in ("asked", "held", "allowed", "free"):
-        if (amount := reason.get(f"{name}_milli_gpu")) is not None:
-            click.echo(f"  {name:8} {shared.gpus(amount)} GPU")
-    if holders := reason.get("holders"):
-        click.echo(f"  held by  {', '.join(holders)}")
-    for attempt in job["attempts"]:
-        ran = shared.span(attempt["started_ns"], attempt["ended_ns"])
-        click.echo(f"  attempt {attempt['attempt']}: {attempt['state']}, {ran}. {attempt['message']}")
 
 
 @click.command(epilog="\b\nExample:\n  moorage logs JOB      (to follow: ray job logs --follow JOB)")

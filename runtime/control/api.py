@@ -121,6 +121,16 @@ class JobView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WhyView:
+    """`explanation` is the JSON of `scheduling.explanation.Explanation` with wall times, None when nothing waits (or
+    what waits is about to start); `holds` are the leases held now."""
+
+    job: JobView
+    explanation: Mapping[str, Any] | None
+    holds: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrowAsk:
     """More room for a running job: `workers` pieces that come together or not at all.
 
@@ -191,6 +201,10 @@ class Control(Protocol):
 
     def jobs(self, caller: Caller) -> list[JobView]:
         """Newest first; an admin sees all teams."""
+
+    def why(self, caller: Caller, job_id: str) -> WhyView:
+        """Why a job waits, what would start it now, and when it starts; or what it holds. NotFound; `why-busy` (429)
+        when too many ask at once. Plans many times: may take seconds."""
 
     def stop(self, caller: Caller, job_id: str) -> bool:
         """True if the job was not final yet: it will stop. NotFound."""

@@ -19,7 +19,8 @@ from moorage.runtime.control.book import Book
 from moorage.runtime.control.clock import Now
 from moorage.runtime.control.store import Store
 from moorage.scheduling.ledger import LeaseReleased
-from moorage.scheduling.model import DeviceRule
+from moorage.scheduling.model import DeviceRule, JobRequest, Snapshot
+from moorage.scheduling.queue import Queue
 
 
 @dataclass(slots=True)
@@ -83,6 +84,15 @@ class Core:
         """Reload if the book may differ from the store. Unavailable while the database does not answer."""
         if self.stale:
             self.reload()
+
+    def snapshot(self, pending: tuple[JobRequest, ...]) -> Snapshot:
+        """A copy of the pool with these jobs waiting: what the loop plans on, and what is explained."""
+        return Snapshot(
+            version=self.book.ledger.version,
+            ledger=self.book.ledger.copy(),
+            pending=Queue.of(pending),
+            device_rule=self.device_rule,
+        )
 
     def notify(self) -> None:
         with self.changed:

@@ -11,9 +11,8 @@ from moorage.runtime.control.core import Core
 from moorage.runtime.control.effects import Effects
 from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.observing import Observer
-from moorage.scheduling.model import Policy, Snapshot
+from moorage.scheduling.model import Policy
 from moorage.scheduling.planner import plan
-from moorage.scheduling.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +62,7 @@ class Loop:
             pending = core.book.waiting(now.control_ns)
             if not pending:
                 return
-            snapshot = Snapshot(
-                version=core.book.ledger.version,
-                ledger=core.book.ledger.copy(),
-                pending=Queue.of(pending),
-                device_rule=core.device_rule,
-            )
+            snapshot = core.snapshot(pending)
         apply_plan(core, snapshot, plan(snapshot, self.policy, now.control_ns))
 
     def start(self) -> None:

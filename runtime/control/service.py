@@ -27,11 +27,13 @@ from moorage.runtime.control.api import (
     JobView,
     SubleaseView,
     Submission,
+    WhyView,
 )
 from moorage.runtime.control.book import Book, request_of
 from moorage.runtime.control.clock import Clock, SystemClock
 from moorage.runtime.control.core import Core
 from moorage.runtime.control.cost import Fold
+from moorage.runtime.control.explaining import Explainer, holdings
 from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.loop import Loop
 from moorage.runtime.control.records import JobRow
@@ -73,6 +75,7 @@ class Service:
             record(change.db, change.now, "control.started", {"teams": sorted(teams.teams)})
         self.core.reload()
         self.loop = Loop(self.core, backend, where, policy)
+        self._explainer = Explainer(self.core, self.loop.policy)
         self._fold = Fold()
 
     def start(self) -> None:
@@ -141,6 +144,13 @@ class Service:
             query = query.where(jobs.c.team.in_(caller.teams))
         with self.store.lock, self.store.read() as db:
             return [self._view(db, row) for row in db.execute(query).all()]
+
+    def why(self, caller: Caller, job_id: str) -> WhyView:
+        with self.store.lock, self.store.read() as db:
+            row = self._visible(db, caller, job_id)
+            view, held = self._view(db, row), holdings(db, row, self.store.clock.now())
+        explanation = None if view.final else self._explainer.of(row.id)
+        return WhyView(job=view, explanation=explanation, holds=tuple(held))
 
     def stop(self, caller: Caller, job_id: str) -> bool:
         core = self.core

@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from moorage.errors import InvalidRequest
-from moorage.runtime.control.api import AttemptView, EndpointView, GrowAsk, JobView, SubleaseView
+from moorage.runtime.control.api import AttemptView, EndpointView, GrowAsk, JobView, SubleaseView, WhyView
 from moorage.runtime.frontdoor import wire
 from moorage.runtime.frontdoor.context import caller, context
 from moorage.runtime.frontdoor.middleware import json_body
@@ -106,6 +106,41 @@ class Job(BaseModel):
     attempts: list[Attempt] = []
 
 
+class Held(BaseModel):
+    """A lease that is held now; `ends_ns` is null where no `max_runtime` says when it ends at the latest."""
+
+    lease: str
+    kind: str
+    milli_gpu: int
+    since_ns: int
+    ends_ns: int | None
+
+
+class Explanation(BaseModel):
+    """Why something waits. Each of `suggestions` was applied to a copy of the pool and planned again: it starts the job
+    now. `earliest_ns` is null where the known ends of running jobs make no room (`ends_unknown` leases have none).
+    `complete` is false when the search was stopped at its bound; `paused`: a failed attempt is tried again later."""
+
+    job: str
+    now_ns: int
+    reason: dict[str, Any]
+    suggestions: list[dict[str, Any]]
+    earliest_ns: int | None
+    earliest_text: str
+    plans: int
+    complete: bool
+    ends_known: int
+    ends_unknown: int
+    paused: bool
+
+
+class Why(Job):
+    """A job, why it waits (`explanation`; null when it does not), and what it holds."""
+
+    explanation: Explanation | None
+    holds: list[Held]
+
+
 class WhoAmI(BaseModel):
     principal: str
     kind: str
@@ -133,6 +168,12 @@ def job_json(job: JobView, attempts: list[AttemptView] | None = None) -> dict[st
         driver_exit_code=job.driver_exit_code,
         attempts=[Attempt(**asdict(one)) for one in attempts or []],
     ).model_dump(mode="json")
+
+
+def why_json(view: WhyView, attempts: list[AttemptView]) -> dict[str, Any]:
+    explanation = None if view.explanation is None else Explanation(**view.explanation)
+    held = [Held(**one) for one in view.holds]
+    return Why(**job_json(view.job, attempts), explanation=explanation, holds=held).model_dump(mode="json")
 
 
 def endpoint_json(view: EndpointView) -> dict[str, Any]:
@@ -185,6 +226,13 @@ async def job(request: web.Request) -> web.Response:
     ours, job_id = context(request), request.match_info["job_id"]
     view = await ours.call(ours.control.job, caller(request), job_id)
     return web.json_response(job_json(view, await ours.call(ours.control.attempts, job_id)))
+
+
+async def why(request: web.Request) -> web.Response:
+    """In a thread of those that may wait: an explanation takes longer than other calls, and waits for its turn."""
+    ours, job_id = context(request), request.match_info["job_id"]
+    view = await ours.wait(ours.control.why, caller(request), job_id)
+    return web.json_response(why_json(view, await ours.call(ours.control.attempts, job_id)))
 
 
 async def events(request: web.Request) -> web.Response:
@@ -269,6 +317,13 @@ ROUTES: tuple[Route, ...] = (
         query={"state": "only jobs in this state", "limit": "at most so many"},
     ),
     Route("GET", "/moorage/v1/jobs/{job_id}", job, "One job with its attempts and why it waits", answer=Job),
+    Route(
+        "GET",
+        "/moorage/v1/jobs/{job_id}/why",
+        why,
+        "Why a job waits, what would start it now, and when it starts (429 when too many ask at once)",
+        answer=Why,
+    ),
     Route(
         "GET",
         "/moorage/v1/jobs/{job_id}/events",

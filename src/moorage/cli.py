@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "submit": ("moorage.runtime.commands.jobs:submit", "Submit the job a YAML file describes."),
     "jobs": ("moorage.runtime.commands.jobs:jobs", "List jobs."),
-    "why": ("moorage.runtime.commands.jobs:why", "Say why a job waits and what would free it."),
+    "why": ("moorage.runtime.commands.why:why", "Say why a job waits, and what would start it now."),
     "logs": ("moorage.runtime.commands.jobs:logs", "Print a job's log."),
     "stop": ("moorage.runtime.commands.jobs:stop", "Stop a job."),
     "events": ("moorage.runtime.commands.jobs:events", "The audit record: who did what, when."),

@@ -133,7 +133,13 @@ def test_a_job_over_quota_waits_with_its_reason(pool: Pool) -> None:
     text = status.stdout + status.stderr
     assert "PENDING" in text and "research" in text and "2" in text, text
     why = pool.moorage("why", "second")
-    assert why.returncode == 0 and "PENDING" in why.stdout and "held" in why.stdout, why.stdout + why.stderr
+    assert why.returncode == 0 and "rule     team-limit" in why.stdout, why.stdout + why.stderr
+    found = json.loads(pool.moorage("why", "second", "--as", "research", "--json").stdout)["explanation"]
+    assert (found["reason"]["held"], found["reason"]["allowed"], found["ends_unknown"]) == (2000, 2000, 1)
+    assert {"change": "ends", "jobs": ["first"]}.items() <= found["suggestions"][-1].items(), found
+    assert f"- {found['suggestions'][-1]['text']}" in why.stdout and "not known" in why.stdout
+    other = pool.moorage("why", "second", "--as", "ops")
+    assert other.returncode == 2 and "job-not-found" in other.stderr, other.stdout + other.stderr
     shown = pool.moorage("status")
     assert "second" in shown.stdout and "first (research) 1" in shown.stdout, shown.stdout
     stopped = pool.ray_job("research", "stop", "first")

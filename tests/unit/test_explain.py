@@ -637,3 +637,20 @@ def test_each_change_in_words(change: Change, text: str) -> None:
 )
 def test_spans(ns: int, text: str) -> None:
     assert span(ns) == text
+
+
+def test_a_search_that_is_stopped_says_what_it_had_found() -> None:
+    """Whatever the bound: a part of the whole answer, in its order, and marked as a part."""
+    case = next(c for c in CASES if c.name == "limit nearly reached")
+    pool, row = build(case), 0
+    whole = explain(pool, Policy(), 0, row)
+    assert whole.complete and len(whole.suggestions) == 3
+    seen = set()
+    for most in range(1, whole.plans + 1):
+        part = explain(pool, Policy(), 0, row, go_on=lambda made, most=most: made < most)
+        assert part.plans == most and part.reason == whole.reason
+        assert part.suggestions == whole.suggestions[: len(part.suggestions)]
+        assert part.complete == (most == whole.plans), most
+        assert ("stopped after" in part.text()) == (not part.complete)
+        seen.add(len(part.suggestions))
+    assert seen == {0, 1, 2, 3}

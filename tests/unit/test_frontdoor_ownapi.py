@@ -32,6 +32,21 @@ async def test_a_job_with_its_attempts(tmp_path: Path) -> None:
         assert [job["job_id"] for job in await listed.json()] == [job_id]
 
 
+async def test_why_a_job_waits(tmp_path: Path) -> None:
+    """S8: the explanation of a waiting job, what a running one holds; a job of another team is not there."""
+    async with world(tmp_path) as door:
+        job_id, foreign = await door.submit(), await door.submit("research")
+        path = f"/moorage/v1/jobs/{job_id}/why"
+        found = await (await door.client.get(path, headers=door.as_("ops"))).json()
+        assert found["explanation"]["suggestions"][0]["milli"] == 2000 and found["holds"] == []
+        door.control.to(job_id, api.RUNNING)
+        found = await (await door.client.get(path, headers=door.as_("ops"))).json()
+        assert found["explanation"] is None and found["holds"][0]["lease"] == "l-1"
+        hidden = await door.client.get(f"/moorage/v1/jobs/{foreign}/why", headers=door.as_("ops"))
+        assert (hidden.status, json.loads(await hidden.text())["code"]) == (404, "not-found")
+        assert (await door.client.get(path)).status == 401
+
+
 @pytest.mark.parametrize("query", ["after=-1", "after=x", "limit=1e3", "limit=1001", "after=%C2%B2"])
 async def test_bad_queries(tmp_path: Path, query: str) -> None:
     async with world(tmp_path) as door:
@@ -219,6 +234,7 @@ async def test_answers_match_the_openapi_document(tmp_path: Path) -> None:
             ("GET", "/moorage/v1/whoami", None),
             ("GET", "/moorage/v1/jobs", None),
             ("GET", "/moorage/v1/jobs/{job_id}", None),
+            ("GET", "/moorage/v1/jobs/{job_id}/why", None),
             ("POST", "/moorage/v1/leases", {"milli_gpu": 500}),
             ("POST", "/moorage/v1/endpoints", {"name": "flights", "app": "f", "route": "/f"}),
             ("GET", "/moorage/v1/endpoints", None),
