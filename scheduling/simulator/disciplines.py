@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moorage.scheduling.model import UNLIMITED, IntArray
+from moorage.scheduling.model import UNLIMITED, IntArray, Policy
 from moorage.scheduling.queueing import history, index, oldest
 from moorage.scheduling.simulator.model import Workload
 
@@ -213,6 +213,9 @@ def _pushing(jobs: Jobs, running: IntArray, waiting_key: IntArray, running_key: 
     )
 
 
+LIVE = "live"
+"""The discipline that the control plane's loop runs: what a replay of a pool's own history must use."""
+
 DISCIPLINES: dict[str, Discipline] = {
     "learned": Discipline(
         text="least expected GPU-time to an end, learned from the past (Gittins); 25 days queued are the most",
@@ -237,5 +240,10 @@ DISCIPLINES: dict[str, Discipline] = {
         text="shortest remaining GPU-time, told by an oracle: a bound to compare with, nothing to run",
         begin=shortest_remaining,
         tick_ns=TICK_NS,
+    ),
+    LIVE: Discipline(
+        text="what a live pool does: priority, then submission; who waits ten minutes for room is not overtaken",
+        begin=by_submission,
+        hold_after_ns=Policy().hold_after_ns,
     ),
 }

@@ -53,17 +53,19 @@ def simulate(
     *,
     policy: str,
     quotas: Sequence[TeamSpec] | None = None,
+    rule: DeviceRule = DeviceRule.FREE,
     lost_ns: int = LOST_NS,
     stopwatch: Callable[[], float] | None = None,
     progress: Progress | None = None,
 ) -> JobsResult:
     """Run every job to its end under one policy. Raises NotSimulated.
 
-    `quotas`: the teams' figures; None = no quotas. Every job must fit the idle pool.
+    `quotas`: the teams' figures, parents first; None = no quotas. Every job must fit the idle pool and its quotas.
     """
     if policy not in DISCIPLINES:
         raise NotSimulated(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
     run = _Run.of(nodes, workload, DISCIPLINES[policy], quotas, lost_ns, stopwatch)
+    run.rule = rule
     run.to_the_end(progress)
     return run.result()
 
@@ -78,6 +80,7 @@ class _Run:
     stopwatch: Callable[[], float] | None
     seen: Seen
     rank: Rank
+    rule: DeviceRule = DeviceRule.FREE
     now: int = 0
     arrived: int = 0
     ended: int = 0
@@ -183,7 +186,7 @@ class _Run:
             running=self._running(running, ranks.running, ranks.fixed, ranks.movable)
             if ranks.preempts
             else None,
-            device_rule=DeviceRule.FREE,
+            device_rule=self.rule,
         )
         begun = self.stopwatch() if self.stopwatch else 0.0
         policy = Policy(

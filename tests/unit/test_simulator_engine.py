@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from moorage.scheduling.model import NodeSpec, TeamSpec
+from moorage.scheduling.model import DeviceRule, NodeSpec, TeamSpec
 from moorage.scheduling.simulator import engine
 from moorage.scheduling.simulator.model import JobsResult, Kind, NotSimulated, Workload
 
@@ -74,6 +74,29 @@ def test_strict_fifo_lets_nobody_pass() -> None:
 
 def test_backfill_uses_what_the_first_in_line_cannot() -> None:
     assert hours(run("backfill", *LATE_SMALL).finish_ns) == [10, 15, 3]
+
+
+def test_a_live_pool_is_overtaken_for_ten_minutes_and_no_longer() -> None:
+    """And it goes by priority before submission."""
+    load = workload(*LATE_SMALL)
+    for minutes, ends in ((9, [10, 15, 2.15]), (11, [10, 15, 16])):
+        submit = load.submit_ns.copy()
+        submit[2] = submit[1] + minutes * HOUR // 60
+        found = engine.simulate((NODE,), replace(load, submit_ns=submit), policy="live")
+        assert hours(found.finish_ns) == ends
+    load = workload(Job(0, 1, 4), Job(0, 1, 4), Job(0, 1, 4))
+    found = engine.simulate((NODE,), replace(load, priority=np.array([0, 1, 2])), policy="live")
+    assert hours(found.finish_ns) == [3, 2, 1]
+
+
+def test_the_raylet_may_pick_a_device_that_has_no_memory_left() -> None:
+    """It goes by the share alone: then the task waits, which a free choice would put on the other device."""
+    load = replace(
+        workload(Job(0, 2, 1), Job(0, 2, 1)), milli_gpu=np.array([500, 500]), gpu_mib=np.array([90, 50])
+    )
+    node = NodeSpec(name="n0", gpu_model="A", devices=2, device_mib=100)
+    for rule, ends in ((DeviceRule.FREE, [2, 2]), (DeviceRule.RAYLET, [2, 4])):
+        assert hours(engine.simulate((node,), load, policy="live", rule=rule).finish_ns) == ends
 
 
 def test_the_oracle_pushes_out_the_longer_job_and_pays_for_it() -> None:
