@@ -14,7 +14,7 @@ import numpy as np
 
 from moorage.scheduling.ledger import LeaseReleased, Ledger, TeamSet, step
 from moorage.scheduling.model import ANY_MODEL, UNLIMITED, IntArray, Snapshot, TeamSpec, gpus
-from moorage.scheduling.queue import Queue, TaskClass
+from moorage.scheduling.queue import Queue
 from moorage.scheduling.running import RunningJobs
 from moorage.scheduling.state import FIGURES
 
@@ -168,7 +168,7 @@ def _other(queue: Queue, row: int, model: str) -> Queue:
         if at < 0:
             return at
         models = () if model == ANY_MODEL else tuple(dict.fromkeys((*classes[at].gpu_models, model)))
-        wider = TaskClass(shape=classes[at].shape, gpu_models=models if classes[at].gpu_models else ())
+        wider = replace(classes[at], gpu_models=models if classes[at].gpu_models else ())
         if wider not in classes:
             classes.append(wider)
         return classes.index(wider)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from moorage.kernels.placing_scores import Classes, Nodes
+from moorage.scheduling.constraints import Constraints
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import WHOLE
 from moorage.scheduling.queue import TaskClass
@@ -37,16 +39,25 @@ def idle_columns(ledger: Ledger) -> Nodes:
     )
 
 
+def usable(ledger: Ledger, c: TaskClass) -> npt.NDArray[np.bool_]:
+    """[N] the nodes that are up and that a class may run on, whatever is free there."""
+    return of_models(ledger, c) & (ledger.may_run(c.constraints) > 0)
+
+
+def of_models(ledger: Ledger, c: TaskClass) -> npt.NDArray[np.bool_]:
+    """[N] the nodes that are up and of the GPU models that a class may run on."""
+    known = [ledger.models.index(m) for m in c.gpu_models if m in ledger.models]
+    return ledger.up & np.isin(ledger.model, known) if c.gpu_models else ledger.up
+
+
 def class_columns(ledger: Ledger, classes: tuple[TaskClass, ...]) -> Classes:
     """The task classes against this pool: on which nodes each may run."""
     allowed = np.empty((len(classes), len(ledger.up)), np.bool_)
-    by_models: dict[tuple[str, ...], np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
+    found: dict[tuple[tuple[str, ...], Constraints], npt.NDArray[np.bool_]] = {}
     for i, c in enumerate(classes):
-        if c.gpu_models not in by_models:
-            known = [ledger.models.index(m) for m in c.gpu_models if m in ledger.models]
-            of_model = np.isin(ledger.model, known) if c.gpu_models else np.ones(len(ledger.up), np.bool_)
-            by_models[c.gpu_models] = ledger.up & of_model
-        allowed[i] = by_models[c.gpu_models]
+        if (c.gpu_models, c.constraints) not in found:
+            found[c.gpu_models, c.constraints] = usable(ledger, c)
+        allowed[i] = found[c.gpu_models, c.constraints]
     shapes = np.array(
         [(c.shape.milli_gpu, c.shape.gpu_mib, c.shape.milli_cpu, c.shape.mib) for c in classes], np.int64
     ).reshape(-1, 4)

@@ -50,7 +50,7 @@ class LedgerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class NodeUp:
-    """A node joined, or came back with the same devices."""
+    """A node joined, came back with the same devices, or its traits changed."""
 
     spec: NodeSpec
 
@@ -104,7 +104,7 @@ def step(ledger: Ledger, event: Event) -> None:
             _team_set(ledger, spec)
     ledger.version += 1
     if ledger._forked:
-        ledger._forked, ledger.lineage = False, object()
+        ledger._forked, ledger.lineage, ledger._may_run = False, object(), {}
     if len(ledger.touched) > 4096 + 8 * len(
         ledger.node_names
     ):  # who is so far behind copies everything sooner
@@ -157,6 +157,7 @@ def _node_up(ledger: Ledger, spec: NodeSpec) -> None:
         ledger._behind.grow(ledger, NODE_COLUMNS, row + 1)
     elif _same(ledger, row, spec):
         ledger.up[row] = True
+        ledger.trait[row] = ledger.trait_of(spec.traits)
         ledger.touched.append(row)
         return
     if ledger.milli_free.shape[1] < spec.devices:
@@ -164,6 +165,7 @@ def _node_up(ledger: Ledger, spec: NodeSpec) -> None:
         ledger.mem_free = widened(ledger.mem_free, spec.devices, 0)
     ledger.up[row] = True
     ledger.model[row] = ledger.column(spec.gpu_model) if spec.devices else 0
+    ledger.trait[row] = ledger.trait_of(spec.traits)
     ledger.devices[row] = spec.devices
     ledger.device_mib[row] = spec.device_mib
     ledger.cpu_total[row] = ledger.cpu_free[row] = spec.milli_cpu

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from moorage.scheduling.constraints import ANYWHERE, NO_TRAITS, Constraints, Traits
+
 if TYPE_CHECKING:
     from moorage.kernels.placing_scores import Scoring
     from moorage.scheduling.ledger import Ledger
@@ -95,6 +97,8 @@ class JobRequest:
     min_workers: int = 0
     gpu_models: tuple[str, ...] = ()
     """GPU models its tasks may run on; empty = any."""
+    constraints: Constraints = ANYWHERE
+    """What else it wants of the nodes."""
     preemptible: bool = False
     max_runtime_ns: int = 0
     parent: str = ""
@@ -119,6 +123,7 @@ class NodeSpec:
     device_mib: int = 0
     milli_cpu: int = 0
     mib: int = 0
+    traits: Traits = NO_TRAITS
 
     def __post_init__(self) -> None:
         if not 0 <= self.devices <= MAX_DEVICES:
@@ -204,6 +209,8 @@ class Reason:
     allowed: int = 0
     free: int = 0
     holders: tuple[str, ...] = ()
+    note: str = ""
+    """What the figures do not say: which constraints rule nodes out, or how many nodes they leave."""
 
     def text(self) -> str:
         """One sentence for people, ending in what would free the job."""
@@ -216,6 +223,9 @@ class Reason:
             free=gpus(self.free),
             first=self.holders[0] if self.holders else "a running job",
             holders=", ".join(self.holders) or "other jobs",
+            note=f"; {self.note}" if self.note else "",
+            place=self.note or "in the pool",
+            on=f" {self.note}" if self.note else "",
         )
 
 
@@ -230,14 +240,14 @@ _SENTENCES: dict[ReasonCode, str] = {
     ),
     ReasonCode.TEAM_UNKNOWN: "team {team} is not in the quota tree; add it to the teams file",
     ReasonCode.POOL_FULL: (
-        "asks for {asked}{model} GPUs, {free} are free in the pool; starts when {holders} ends"
+        "asks for {asked}{model} GPUs, {free} are free {place}; starts when {holders} ends"
     ),
     ReasonCode.FRAGMENTED: (
-        "asks for {asked}{model} GPUs; {free} are free but not together as its tasks need them "
+        "asks for {asked}{model} GPUs; {free} are free{on} but not together as its tasks need them "
         "(device share, device memory, CPU or memory per node); starts when {holders} ends"
     ),
     ReasonCode.NO_DEVICE: (
-        "the nodes that are up could not hold its tasks even idle ({asked}{model} GPUs asked); "
+        "the nodes that are up could not hold its tasks even idle ({asked}{model} GPUs asked{note}); "
         "starts when a node that can joins or comes back"
     ),
     ReasonCode.BEHIND: "waits behind {first}, which has waited longest and needs the room that is free",

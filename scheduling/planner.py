@@ -15,7 +15,9 @@ from moorage.kernels.gang import Pool, fits_within, place_within
 from moorage.kernels.placing import fresh_scores
 from moorage.kernels.placing_scores import Classes, Nodes, Scoring
 from moorage.kernels.teams import Teams, room
+from moorage.scheduling import words
 from moorage.scheduling.columns import class_columns, idle_columns, node_columns
+from moorage.scheduling.constraints import ANYWHERE
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import (
     UNLIMITED,
@@ -33,7 +35,6 @@ from moorage.scheduling.packing.scorings import best_fit
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import Quotas
 from moorage.scheduling.running import RunningJobs
-from moorage.scheduling.words import Words, model_text, models_of
 
 _FIRST_TASKS = 4096
 
@@ -189,16 +190,17 @@ class _Decision:
         """The rule that keeps a row from ever starting, were everything else idle; None when there is none."""
         queue, ledger, rows = self.snapshot.pending, self.snapshot.ledger, self.rows
         team, least = int(rows.team[row]), int(rows.least[row])
-        column = int(rows.column[row])
+        column, head, worker = int(rows.column[row]), int(queue.head[row]), int(queue.worker[row])
         about = {"team": queue.teams[queue.team[row]], "asked": least}
         if team < 0:
             return Reason(code=ReasonCode.TEAM_UNKNOWN, **about)
         most = Quotas.of(ledger).most(team)
         if self._fits_idle(row, most):
             return None
-        model = model_text(models_of(self.snapshot, row))
+        model = words.model_text(words.models_of(self.snapshot, row))
         if not self._fits_idle(row, np.full(len(ledger.models), UNLIMITED, np.int64)):
-            return Reason(code=ReasonCode.NO_DEVICE, gpu_model=model, **about)
+            ruled_out = words.ruled_out(ledger, [queue.classes[c] for c in (head, worker) if c >= 0])
+            return Reason(code=ReasonCode.NO_DEVICE, gpu_model=model, note=ruled_out, **about)
         here = (
             np.unique(ledger.model[ledger.up & (ledger.devices > 0)]) if column == 0 else np.array([column])
         )
@@ -236,15 +238,25 @@ class _Decision:
             moved=tuple(running.leases[v] for v in moved) if running else (),
             moved_node=self.running.node[self.running.first[moved]],
             moved_devices=self.running.mask[self.running.first[moved]],
-            words=Words(
+            words=words.Words(
                 snapshot=self.snapshot,
                 never=self.never,
                 code=out.code[: len(deferred)].copy(),
                 figures=out.figures[: len(deferred)].copy(),
                 free=self._free(),
                 admitted=out.admitted[:admitted].copy(),
+                on_node=self._free_on_nodes(),
+                task_admission=out.task_admission[:tasks],
+                task_node=out.task_node[:tasks],
             ),
         )
+
+    def _free_on_nodes(self) -> IntArray | None:
+        """[N] milli-GPU left on each node; None where no constraint makes it worth knowing."""
+        plain = all(c.constraints == ANYWHERE for c in self.snapshot.pending.classes)
+        if plain and len(self.snapshot.ledger.traits) == 1:
+            return None
+        return np.asarray(self.pool.nodes.milli_free.sum(axis=1), np.int64)
 
     def _free(self) -> IntArray:
         """[M] milli-GPU left on the nodes that are up."""

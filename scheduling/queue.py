@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moorage.scheduling.constraints import ANYWHERE, Constraints
 from moorage.scheduling.model import IntArray, JobRequest, Shape
 
 
@@ -21,6 +22,12 @@ class TaskClass:
     shape: Shape
     gpu_models: tuple[str, ...] = ()
     """Allowed GPU models; empty = any."""
+    constraints: Constraints = ANYWHERE
+
+    @classmethod
+    def of(cls, request: JobRequest, shape: Shape) -> TaskClass:
+        """The class of a task of that shape of a job."""
+        return cls(shape=shape, gpu_models=request.gpu_models, constraints=request.constraints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,4 +108,4 @@ class Queue:
 def _class(request: JobRequest, shape: Shape, classes: dict[TaskClass, int]) -> int:
     if shape.empty:
         return -1
-    return classes.setdefault(TaskClass(shape=shape, gpu_models=request.gpu_models), len(classes))
+    return classes.setdefault(TaskClass.of(request, shape), len(classes))

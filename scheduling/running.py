@@ -60,7 +60,7 @@ class RunningJobs:
         for lease, request in zip(leases, jobs.values(), strict=True):
             for task in lease.tasks:
                 shape = request.head if task.role is Role.HEAD else request.worker
-                wanted = TaskClass(shape=shape, gpu_models=request.gpu_models)
+                wanted = TaskClass.of(request, shape)
                 mask = sum(1 << d for d in task.devices)
                 rows.append((ledger.node_row[task.node], mask, classes.setdefault(wanted, len(classes))))
             first.append(len(rows))

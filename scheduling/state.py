@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moorage.scheduling.constraints import NO_TRAITS, Constraints, Traits
 from moorage.scheduling.model import ANY_MODEL, UNLIMITED, WHOLE, IntArray, Lease
 from moorage.scheduling.rows import Rows, widened
 
@@ -15,6 +16,7 @@ FIGURES = (("quota", 0), ("limit", UNLIMITED), ("lend", UNLIMITED), ("borrow", U
 NODE_COLUMNS = (
     "up",
     "model",
+    "trait",
     "devices",
     "device_mib",
     "milli_free",
@@ -37,13 +39,15 @@ class Mark(NamedTuple):
 class _Derived:
     """What follows from the events and makes the ledger quick. Not its state: not compared, not replayed."""
 
-    __slots__ = ("_behind", "_by_job", "_forked", "lineage", "touched", "touched_from")
+    __slots__ = ("_behind", "_by_job", "_forked", "_may_run", "lineage", "touched", "touched_from")
 
     _behind: Rows
     _by_job: dict[str, dict[str, Lease]] | None
     """Leases by job, then id; built when first asked for."""
     _forked: bool
     """A copy that has not stepped yet: its next step parts it from its origin."""
+    _may_run: dict[Constraints, npt.NDArray[np.int8]]
+    """By row of `traits`: whether such a node may be used. Shared within a lineage: only one of it ever adds rows."""
     lineage: object
     """The same object in a ledger and in its copies, until a copy steps on its own. Who writes to the arrays without
     `step` sets a new one."""
@@ -80,6 +84,9 @@ class Ledger(_Derived):
         "team_names",
         "team_parent",
         "team_row",
+        "trait",
+        "trait_row",
+        "traits",
         "up",
         "used",
         "version",
@@ -90,6 +97,7 @@ class Ledger(_Derived):
         self._behind = Rows()
         self._by_job = None
         self._forked = False
+        self._may_run = {}
         self.lineage = object()
         self.touched = []
         self.touched_from = 0
@@ -106,6 +114,11 @@ class Ledger(_Derived):
         self.up: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.model: IntArray = _ints(0)
         """[N] row in `models`; 0 = a node without GPUs."""
+        self.trait: IntArray = _ints(0)
+        """[N] row in `traits`: labels, taints and the like, equal for many nodes."""
+        self.traits: list[Traits] = [NO_TRAITS]
+        """Every set of traits that a node ever had."""
+        self.trait_row: dict[Traits, int] = {NO_TRAITS: 0}
         self.devices: IntArray = _ints(0)
         """[N] device count; columns beyond it are 0 in the two arrays below."""
         self.device_mib: IntArray = _ints(0)
@@ -137,7 +150,7 @@ class Ledger(_Derived):
             value = getattr(self, name)
             setattr(other, name, value.copy() if hasattr(value, "copy") else value)
         other._behind, other._by_job, other._forked = Rows(), None, True
-        other.lineage, other.touched_from = self.lineage, self.touched_from
+        other.lineage, other.touched_from, other._may_run = self.lineage, self.touched_from, self._may_run
         other.touched = self.touched.copy()
         return other
 
@@ -148,6 +161,28 @@ class Ledger(_Derived):
             for name, value in (*FIGURES, ("used", 0)):
                 setattr(self, name, widened(getattr(self, name), len(self.models), value))
         return self.models.index(model)
+
+    def trait_of(self, traits: Traits) -> int:
+        """Row of a set of traits, added when new."""
+        if traits not in self.trait_row:
+            self.trait_row[traits] = len(self.traits)
+            self.traits.append(traits)
+        return self.trait_row[traits]
+
+    def may_run(self, constraints: Constraints) -> npt.NDArray[np.int8]:
+        """[N] 0 = such a job may not run on the node, 1 = only where no other will do, 2 = it may."""
+        known = self._may_run.get(constraints)
+        count = 0 if known is None else len(known)
+        if known is None or count < len(self.traits):
+            more = [
+                0 if constraints.excluded(t) else 1 if constraints.shuns(t) else 2
+                for t in self.traits[count:]
+            ]
+            known = np.concatenate(
+                (np.zeros(0, np.int8) if known is None else known, np.array(more, np.int8))
+            )
+            self._may_run[constraints] = known
+        return known[self.trait]
 
     def capacity(self) -> IntArray:
         """[M] milli-GPU of the nodes that are up, per model column."""

@@ -67,7 +67,18 @@ def _full(ledger: Ledger) -> tuple[np.ndarray, np.ndarray]:
 def _shapes(ledger: Ledger) -> list[str]:
     nodes, teams, models = len(ledger.node_names), len(ledger.team_names), len(ledger.models)
     found = []
-    for name in ("up", "model", "devices", "device_mib", "cpu_total", "cpu_free", "mib_total", "mib_free"):
+    columns = (
+        "up",
+        "model",
+        "trait",
+        "devices",
+        "device_mib",
+        "cpu_total",
+        "cpu_free",
+        "mib_total",
+        "mib_free",
+    )
+    for name in columns:
         if len(getattr(ledger, name)) != nodes:
             found.append(f"{name} has {len(getattr(ledger, name))} rows for {nodes} nodes")
     for name in ("quota", "limit", "lend", "borrow", "used"):
@@ -79,6 +90,10 @@ def _shapes(ledger: Ledger) -> list[str]:
     for name in ("team_parent", "weight"):
         if (rows := len(getattr(ledger, name))) != teams:
             found.append(f"{name} has {rows} rows for {teams} teams")
+    if [ledger.trait_row.get(t) for t in ledger.traits] != list(range(len(ledger.traits))):
+        found.append("a set of traits is not at the row that it is found by")
+    if len(ledger.trait) and not 0 <= ledger.trait.min() <= ledger.trait.max() < len(ledger.traits):
+        found.append("a node has traits that are not known")
     if (ledger.team_parent >= np.arange(len(ledger.team_parent))).any():
         found.append("a team comes before its parent: the tree may hold a cycle")
     for name in ("weight", "quota", "limit", "lend", "borrow", "device_mib", "cpu_total", "mib_total"):
@@ -154,6 +169,8 @@ class Auditor:
                     found.append(f"{name} was released by epoch {epoch}: stale")
             case NodeUp(spec):
                 nodes = (spec.name,)
+                if applied and ledger.traits[ledger.trait[ledger.node_row[spec.name]]] != spec.traits:
+                    found.append(f"{spec.name} does not have the traits that it came with")
             case NodeDown(name):
                 nodes = (name,)
             case TeamSet(team):

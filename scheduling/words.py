@@ -6,13 +6,18 @@ the plan was made of; once its ledger has moved on they would no longer be true,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from moorage.kernels import admission
+from moorage.scheduling.columns import of_models, usable
+from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import ANY_MODEL, IntArray, Reason, ReasonCode, Snapshot
+from moorage.scheduling.queue import TaskClass
 
 _HOLDERS_SHOWN = 3
 
@@ -29,7 +34,13 @@ class Words:
     free: IntArray
     """[M] milli-GPU left free on the nodes that are up, by model column."""
     admitted: IntArray
+    on_node: IntArray | None
+    """[N] milli-GPU left free on each node; None where no job has constraints."""
+    task_admission: IntArray
+    task_node: IntArray
+    """As in the plan."""
     _said: tuple[Reason, ...] | None = None
+    _usable: dict[tuple[int, int], npt.NDArray[np.bool_] | None] = field(default_factory=dict)
 
     def reasons(self, deferred: IntArray) -> tuple[Reason, ...]:
         if self._said is None:
@@ -99,17 +110,31 @@ class Words:
         never = impossible[same]
         if never is not None:
             return never
-        models = models_of(self.snapshot, row)
-        columns = [ledger.models.index(m) for m in models if m in ledger.models] if models else [0]
-        free = int(self.free[columns].sum())
+        models, nodes = models_of(self.snapshot, row), self._nodes(row)
+        if nodes is None or self.on_node is None:
+            columns = [ledger.models.index(m) for m in models if m in ledger.models] if models else [0]
+            free = int(self.free[columns].sum())
+        else:
+            free = int(self.on_node[nodes].sum())
         return Reason(
             code=ReasonCode.FRAGMENTED if free >= asked else ReasonCode.POOL_FULL,
             team=team,
             gpu_model=model_text(models),
             asked=asked,
             free=free,
-            holders=holders.of(),
+            holders=holders.of() if nodes is None else holders.on(nodes),
+            note="" if nodes is None else f"on the nodes that it may use ({int(nodes.sum())})",
         )
+
+    def _nodes(self, row: int) -> npt.NDArray[np.bool_] | None:
+        """[N] the nodes that one of its tasks may use; None = constraints leave it all that its model does."""
+        queue, ledger = self.snapshot.pending, self.snapshot.ledger
+        same = int(queue.head[row]), int(queue.worker[row])
+        if same not in self._usable:
+            classes = [queue.classes[c] for c in same if c >= 0]
+            bound = ruled_out(ledger, classes) != ""
+            self._usable[same] = np.any([usable(ledger, c) for c in classes], axis=0) if bound else None
+        return self._usable[same]
 
 
 class _Holders:
@@ -117,6 +142,7 @@ class _Holders:
 
     def __init__(self, words: Words) -> None:
         snapshot = words.snapshot
+        self._words = words
         queue, milli = snapshot.pending, np.append(snapshot.pending.milli(), 0)
         held = [(lease.job, lease.team) for lease in snapshot.ledger.leases.values() if lease.milli_gpu]
         begun = [
@@ -126,6 +152,7 @@ class _Holders:
         ]
         self._all = (*held, *begun)
         self._found: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._on: dict[bytes, tuple[str, ...]] = {}
 
     def of(self, *teams: str) -> tuple[str, ...]:
         """Of these teams, or of all when none is named."""
@@ -138,6 +165,39 @@ class _Holders:
                         break
             self._found[teams] = tuple(jobs)
         return self._found[teams]
+
+    def on(self, nodes: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+        """Of those that hold a part of these nodes."""
+        words, ledger, key = self._words, self._words.snapshot.ledger, nodes.tobytes()
+        if key in self._on:
+            return self._on[key]
+        names = set(np.array(ledger.node_names, object)[nodes])
+        held = {
+            lease.job: None
+            for lease in ledger.leases.values()
+            if lease.milli_gpu and any(task.node in names for task in lease.tasks)
+        }
+        begun = np.unique(words.task_admission[nodes[words.task_node]])
+        held |= {_name(words.snapshot, int(words.admitted[a])): None for a in begun}
+        known = {job for job, _ in self._all}
+        self._on[key] = tuple(job for job in held if job in known)[:_HOLDERS_SHOWN]
+        return self._on[key]
+
+
+def ruled_out(ledger: Ledger, classes: Sequence[TaskClass]) -> str:
+    """Which constraints rule out how many of the nodes that are up and of the models asked for; "" when none does."""
+    found: dict[str, None] = {}
+    for c in classes:
+        counts = np.bincount(ledger.trait[of_models(ledger, c)], minlength=len(ledger.traits))
+        excluded: Counter[str] = Counter()
+        for traits, count in zip(ledger.traits, counts.tolist(), strict=True):
+            if count and (why := c.constraints.excluded(traits)):
+                excluded[why] += count
+        order = sorted(excluded.items(), key=lambda item: (-item[1], item[0]))
+        if order:
+            total = int(counts.sum())
+            found[f"of {total} nodes {', '.join(f'{n} are ruled out by {why}' for why, n in order)}"] = None
+    return "; ".join(found)
 
 
 def models_of(snapshot: Snapshot, row: int) -> tuple[str, ...]:

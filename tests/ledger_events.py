@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from moorage.scheduling.constraints import NO_TRAITS, Taint, Traits
 from moorage.scheduling.ledger import (
     Event,
     LeaseGranted,
@@ -20,6 +21,7 @@ from moorage.scheduling.ledger import (
 )
 from moorage.scheduling.model import WHOLE, Lease, NodeSpec, Role, TaskPlacement, TeamSpec
 
+TRAITS = (Traits.of({"rack": "r0"}), Traits.of({"rack": "r1"}, spot=True), Traits(taints=(Taint(key="k"),)))
 TEAMS = {"org": "", "research": "org", "search": "org", "ops": ""}
 
 
@@ -67,13 +69,18 @@ def rebuilt(ledger: Ledger) -> Ledger:
 
 
 def differences(ledger: Ledger, again: Ledger) -> list[str]:
-    """Names of what differs; the version counts events, and device columns that no node has now are nothing."""
+    """Names of what differs; the version counts events, and device columns and traits that no node has now are
+    nothing."""
     found = []
     for name in Ledger.__slots__:
         a, b = getattr(ledger, name), getattr(again, name)
         if name in ("milli_free", "mem_free"):
             width = int(ledger.devices.max(initial=0))
             a, b = a[:, :width], b[:, :width]
+        if name in ("traits", "trait_row"):
+            continue
+        if name == "trait":
+            a, b = ([of.traits[t] for t in of.trait] for of in (ledger, again))
         if name != "version" and _image(a) != _image(b):
             found.append(name)
     return found
@@ -87,6 +94,7 @@ def node_spec(ledger: Ledger, row: int) -> NodeSpec:
         device_mib=int(ledger.device_mib[row]),
         milli_cpu=int(ledger.cpu_total[row]),
         mib=int(ledger.mib_total[row]),
+        traits=ledger.traits[int(ledger.trait[row])],
     )
 
 
@@ -121,7 +129,13 @@ class Storm:
             devices, model = self.rng.randrange(6), self.rng.choice("ABC")
         cpu = -1 if self.rng.random() < odd / 10 else 32000
         return NodeSpec(
-            name=f"n{n}", gpu_model=model, devices=devices, device_mib=24000, milli_cpu=cpu, mib=64000
+            name=f"n{n}",
+            gpu_model=model,
+            devices=devices,
+            device_mib=24000,
+            milli_cpu=cpu,
+            mib=64000,
+            traits=self.rng.choice(TRAITS) if self.rng.random() < odd else NO_TRAITS,
         )
 
     def team(self, name: str) -> TeamSpec:

@@ -115,6 +115,7 @@ def done(ledger: Ledger, event: Any, module: ModuleType) -> Iterator[tuple[str, 
         model = spec.gpu_model if spec.devices else ledger.models[0]
         named = ledger.devices[n] == spec.devices and ledger.models[ledger.model[n]] == model
         yield "its devices are those said", z3.BoolVal(named)
+        yield "its traits are those said", z3.BoolVal(ledger.traits[ledger.trait[n]] == spec.traits)
         for name, figure in (
             ("device_mib", spec.device_mib),
             ("cpu_total", spec.milli_cpu),

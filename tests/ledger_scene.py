@@ -70,7 +70,7 @@ class Scene:
         for name in ("used", "quota", "limit", "lend", "borrow"):
             rows = [[Int(f"{name}.{t}.{m}") for m in range(3)] for t in range(2)]
             setattr(ledger, name, np.array(rows, object))
-        for name in ("milli_free", "mem_free", "devices", "model", "team_parent"):
+        for name in ("milli_free", "mem_free", "devices", "model", "trait", "team_parent"):
             setattr(ledger, name, getattr(ledger, name).astype(object))
         for n, d in DEVICES:
             ledger.milli_free[n, d] = Int(f"milli_free.{n}.{d}")  # type: ignore[call-overload]

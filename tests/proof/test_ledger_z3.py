@@ -11,8 +11,10 @@ from ledger_scene import Scene, lease
 from ledger_witness import seen
 from symbolic import Bool, Int, Path, explore
 
+from moorage.scheduling.constraints import Traits
 from moorage.scheduling.model import Lease, NodeSpec, TeamSpec
 
+SPOT = Traits(spot=True)
 Tasks = tuple[tuple[str, tuple[int, ...]], ...]
 
 ODD: list[Tasks] = [
@@ -56,7 +58,7 @@ def releasing(held: Lease, name: str = "held") -> Scene:
 
 def joining(name: str, devices: int, model: str, held: Lease | None) -> Scene:
     figures = {f: Int(f"spec.{f}") for f in ("device_mib", "milli_cpu", "mib")}
-    spec = NodeSpec(name=name, devices=devices, gpu_model=model, **figures)  # type: ignore[arg-type]
+    spec = NodeSpec(name=name, devices=devices, gpu_model=model, traits=SPOT, **figures)  # type: ignore[arg-type]
     return Scene(lambda m: m.NodeUp(spec), held)
 
 
@@ -222,6 +224,18 @@ CHANGES = {
     ),
     "other figures under a lease of CPU": Change(
         "ledger.cpu_free.item(row) != ledger.cpu_total.item(row)", "False", joining("n0", 2, "A", None), "cpu"
+    ),
+    "traits of a node that came back as it was": Change(
+        "ledger.trait[row] = ledger.trait_of(spec.traits)\n        ledger.touched",
+        "ledger.touched",
+        joining("n0", 2, "A", HOLDS),
+        "traits",
+    ),
+    "traits of a node that is new": Change(
+        "ledger.trait[row] = ledger.trait_of(spec.traits)\n    ledger.devices",
+        "ledger.devices",
+        joining("n2", 1, "A", None),
+        "traits",
     ),
     "a node of less than nothing": Change(
         "figure < 0 or figure > MOST", "figure > MOST", joining("n2", 1, "A", None), "is not below"
