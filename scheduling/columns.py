@@ -12,17 +12,22 @@ from moorage.scheduling.model import WHOLE
 from moorage.scheduling.queue import TaskClass
 
 
-def node_columns(ledger: Ledger) -> Nodes:
-    """A working copy of what is free, for trying."""
+def book_columns(ledger: Ledger) -> Nodes:
+    """What is free: the ledger's own arrays, to be read."""
     return Nodes(
-        milli_free=ledger.milli_free.copy(),
-        mem_free=ledger.mem_free.copy(),
+        milli_free=ledger.milli_free,
+        mem_free=ledger.mem_free,
         devices=ledger.devices,
         device_mib=ledger.device_mib,
         model=ledger.model,
-        cpu_free=ledger.cpu_free.copy(),
-        mib_free=ledger.mib_free.copy(),
+        cpu_free=ledger.cpu_free,
+        mib_free=ledger.mib_free,
     )
+
+
+def node_columns(ledger: Ledger) -> Nodes:
+    """A working copy of what is free, for trying."""
+    return Nodes(*(column.copy() for column in book_columns(ledger)))
 
 
 def idle_columns(ledger: Ledger) -> Nodes:

@@ -99,6 +99,7 @@ def step(ledger: Ledger, event: Event) -> None:
                 raise LedgerError(f"node {name} is not known")
             row = ledger.node_row[name]
             ledger.up[row] = False
+            ledger.layout += 1
             ledger.touched.append(row)
         case TeamSet(spec):
             _team_set(ledger, spec)
@@ -150,6 +151,7 @@ def _node_up(ledger: Ledger, spec: NodeSpec) -> None:
     if not accepts(ledger, spec):
         raise LedgerError(f"node {spec.name} came back with other devices while leases hold parts of it")
     row = ledger.node_row.get(spec.name)
+    ledger.layout += 1
     if row is None:
         row = len(ledger.node_names)
         ledger.node_names.append(spec.name)

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from moorage.kernels import admission, moving, preemption
-from moorage.kernels.gang import Pool, fits_within, place_within
-from moorage.kernels.placing import fresh_scores
-from moorage.kernels.placing_scores import Classes, Nodes, Scoring
+from moorage.kernels.gang import Pool, fits_within
+from moorage.kernels.keeping import free_by_model
 from moorage.kernels.teams import Teams, room
 from moorage.scheduling import words
-from moorage.scheduling.columns import class_columns, idle_columns, node_columns
 from moorage.scheduling.constraints import ANYWHERE
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import (
@@ -31,24 +29,28 @@ from moorage.scheduling.model import (
     ReasonCode,
     Snapshot,
 )
-from moorage.scheduling.packing.scorings import best_fit
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import Quotas
 from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.workspace import Kept, Workspace
 
 _FIRST_TASKS = 4096
+_NOTHING = np.zeros(0, np.int64)
 
 
-def plan(snapshot: Snapshot, policy: Policy, now_ns: int) -> Plan:
-    """Decide which waiting jobs start where, and say of every other one which rule holds it."""
-    return _Decision.of(snapshot, policy, now_ns).run()
+def plan(snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace | None = None) -> Plan:
+    """Decide which waiting jobs start where, and say of every other one which rule holds it.
+
+    `workspace` saves work where one caller plans again and again; it never changes the plan.
+    """
+    return _Decision.of(snapshot, policy, now_ns, workspace or Workspace()).run()
 
 
 def feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Reason | None:
     """None when an otherwise idle pool could start the job's minimum; else the rule that never will."""
     queue = Queue.of((request,))
     snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=queue, device_rule=rule)
-    return _Decision.of(snapshot, Policy(), 0).never(0)
+    return _Decision.of(snapshot, Policy(), 0, Workspace()).never(0)
 
 
 def first_pass(queue: Queue) -> IntArray:
@@ -72,26 +74,27 @@ class _Decision:
     policy: Policy
     rows: admission.Rows
     teams: Teams
+    kept: Kept
     pool: Pool
     running: preemption.Running
     moves: moving.Moves
     stuck: IntArray
 
     @classmethod
-    def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int) -> _Decision:
+    def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace) -> _Decision:
         ledger, queue, running = snapshot.ledger, snapshot.pending, snapshot.running or RunningJobs()
-        scoring = snapshot.scoring or best_fit(np.arange(len(ledger.up)))
-        raylet = snapshot.device_rule is DeviceRule.RAYLET
-        classes = class_columns(ledger, (*queue.classes, *running.classes))
+        kept = workspace.open(snapshot)
+        waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
         return cls(
             snapshot=snapshot,
             policy=policy,
-            rows=_rows(ledger, queue, now_ns - policy.hold_after_ns),
+            rows=_rows(ledger, queue, waiting, now_ns - policy.hold_after_ns),
             teams=Quotas.of(ledger).columns(),
-            pool=_pool(node_columns(ledger), classes, scoring, raylet),
-            running=running.columns(ledger, len(queue.classes), policy),
+            kept=kept,
+            pool=kept.pool,
+            running=running.columns(ledger, held, policy),
             moves=running.moves(policy.moves, len(ledger.up)),
-            stuck=np.full(len(classes.milli), -1, np.int64),
+            stuck=np.full(len(kept.pool.classes.milli), -1, np.int64),
         )
 
     def run(self) -> Plan:
@@ -208,12 +211,10 @@ class _Decision:
         return Reason(code=ReasonCode.TEAM_LIMIT, gpu_model=model, allowed=allowed, **about)
 
     def _fits_idle(self, row: int, within: IntArray) -> bool:
-        rows, least, pool = self.rows, int(self.rows.min_workers[row]), self.pool
-        idle = _pool(idle_columns(self.snapshot.ledger), pool.classes, pool.scoring, pool.raylet)
-        node, mask, mem = (np.zeros(1 + least, np.int64) for _ in range(3))
-        head, worker = int(rows.head[row]), int(rows.worker[row])
-        placed = place_within(idle, head, worker, least, least, within, within.copy(), node, mask, mem)
-        return bool(placed >= 0)
+        rows, least = self.rows, int(self.rows.min_workers[row])
+        columns = (np.zeros(1 + least, np.int64) for _ in range(3))
+        idle, head, worker = self.kept.idle(self.snapshot.ledger), int(rows.head[row]), int(rows.worker[row])
+        return bool(fits_within(idle, head, worker, least, within, within.copy(), *columns))
 
     def _plan(self, out: admission.Out, state: IntArray) -> Plan:
         admitted, tasks = int(state[admission.ADMITTED]), int(state[admission.TASKS])
@@ -243,9 +244,9 @@ class _Decision:
                 never=self.never,
                 code=out.code[: len(deferred)].copy(),
                 figures=out.figures[: len(deferred)].copy(),
-                free=self._free(),
+                free=self._free() if len(deferred) else _NOTHING,
                 admitted=out.admitted[:admitted].copy(),
-                on_node=self._free_on_nodes(),
+                on_node=self._free_on_nodes() if len(deferred) else None,
                 task_admission=out.task_admission[:tasks],
                 task_node=out.task_node[:tasks],
             ),
@@ -260,18 +261,13 @@ class _Decision:
 
     def _free(self) -> IntArray:
         """[M] milli-GPU left on the nodes that are up."""
-        ledger = self.snapshot.ledger
-        each = np.where(ledger.up, self.pool.nodes.milli_free.sum(axis=1), 0)
-        free = np.bincount(ledger.model, weights=each, minlength=len(ledger.models)).astype(np.int64)
-        free[0] = int(each.sum())
+        free = np.zeros(len(self.snapshot.ledger.models), np.int64)
+        free_by_model(self.pool.nodes, self.snapshot.ledger.up, free)
         return free
 
 
-def _pool(nodes: Nodes, classes: Classes, scoring: Scoring, raylet: bool) -> Pool:
-    return Pool(nodes, classes, fresh_scores(nodes, classes, scoring), scoring, raylet)
-
-
-def _rows(ledger: Ledger, queue: Queue, old_before_ns: int) -> admission.Rows:
+def _rows(ledger: Ledger, queue: Queue, at: IntArray, old_before_ns: int) -> admission.Rows:
+    """`at[C + 1]`: the queue's classes as the decision counts them."""
     known = np.array([ledger.team_row.get(name, -1) for name in queue.teams], np.int64)
     columns = np.array([_column(ledger, c.gpu_models) for c in queue.classes] + [0], np.int64)
     one = ((queue.head < 0) & (queue.workers == 1) & (queue.min_workers == 1)) | (
@@ -281,8 +277,8 @@ def _rows(ledger: Ledger, queue: Queue, old_before_ns: int) -> admission.Rows:
     milli = np.append(queue.milli(), 0)[klass]
     return admission.Rows(
         team=known[queue.team] if len(queue) else queue.team,
-        head=queue.head,
-        worker=queue.worker,
+        head=at[queue.head],
+        worker=at[queue.worker],
         workers=queue.workers,
         min_workers=queue.min_workers,
         least=queue.least(),
@@ -290,7 +286,7 @@ def _rows(ledger: Ledger, queue: Queue, old_before_ns: int) -> admission.Rows:
         key=np.zeros(len(queue), np.int64) if queue.key is None else queue.key,
         submitted_ns=queue.submitted_ns,
         column=np.maximum(columns[queue.head], columns[queue.worker]),
-        alone=np.where(one & (milli >= 2 * WHOLE) & (milli % WHOLE == 0), klass, -1),
+        alone=np.where(one & (milli >= 2 * WHOLE) & (milli % WHOLE == 0), at[klass], -1),
         old=queue.submitted_ns <= old_before_ns,
     )
 

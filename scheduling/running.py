@@ -120,8 +120,8 @@ class RunningJobs:
         least = np.full(len(self), policy.least_run_ns)
         return self.ran_ns < (least if self.least_run_ns is None else np.maximum(least, self.least_run_ns))
 
-    def columns(self, ledger: Ledger, offset: int, policy: Policy) -> preemption.Running:
-        """For the admission loop. `offset`: where this table's classes begin in the decision's."""
+    def columns(self, ledger: Ledger, at: IntArray, policy: Policy) -> preemption.Running:
+        """For the admission loop. `at`: this table's classes as the decision counts them."""
         known = np.array([ledger.team_row.get(name, -1) for name in self.teams], np.int64)
         each = np.array([c.shape.milli_gpu for c in self.classes], np.int64)
         ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(each[self.task_class])))
@@ -139,5 +139,5 @@ class RunningJobs:
             first=self.first,
             node=self.task_node.copy(),
             mask=self.task_mask.copy(),
-            klass=self.task_class + offset,
+            klass=at[self.task_class],
         )

@@ -39,15 +39,29 @@ class Mark(NamedTuple):
 class _Derived:
     """What follows from the events and makes the ledger quick. Not its state: not compared, not replayed."""
 
-    __slots__ = ("_behind", "_by_job", "_forked", "_may_run", "lineage", "touched", "touched_from")
+    __slots__ = (
+        "_behind",
+        "_by_job",
+        "_capacity",
+        "_forked",
+        "_may_run",
+        "layout",
+        "lineage",
+        "touched",
+        "touched_from",
+    )
 
     _behind: Rows
     _by_job: dict[str, dict[str, Lease]] | None
     """Leases by job, then id; built when first asked for."""
+    _capacity: tuple[tuple[object, int, int], IntArray] | None
+    """For a lineage, layout and number of models."""
     _forked: bool
     """A copy that has not stepped yet: its next step parts it from its origin."""
     _may_run: dict[Constraints, npt.NDArray[np.int8]]
     """By row of `traits`: whether such a node may be used. Shared within a lineage: only one of it ever adds rows."""
+    layout: int
+    """Grows whenever a node joins, changes, comes back or goes."""
     lineage: object
     """The same object in a ledger and in its copies, until a copy steps on its own. Who writes to the arrays without
     `step` sets a new one."""
@@ -96,8 +110,10 @@ class Ledger(_Derived):
     def __init__(self) -> None:
         self._behind = Rows()
         self._by_job = None
+        self._capacity = None
         self._forked = False
         self._may_run = {}
+        self.layout = 0
         self.lineage = object()
         self.touched = []
         self.touched_from = 0
@@ -149,8 +165,9 @@ class Ledger(_Derived):
         for name in Ledger.__slots__:
             value = getattr(self, name)
             setattr(other, name, value.copy() if hasattr(value, "copy") else value)
-        other._behind, other._by_job, other._forked = Rows(), None, True
-        other.lineage, other.touched_from, other._may_run = self.lineage, self.touched_from, self._may_run
+        other._behind, other._by_job, other._capacity, other._forked = Rows(), None, self._capacity, True
+        other.layout, other.lineage, other.touched_from = self.layout, self.lineage, self.touched_from
+        other._may_run = self._may_run
         other.touched = self.touched.copy()
         return other
 
@@ -185,11 +202,14 @@ class Ledger(_Derived):
         return known[self.trait]
 
     def capacity(self) -> IntArray:
-        """[M] milli-GPU of the nodes that are up, per model column."""
-        total = np.zeros(len(self.models), np.int64)
-        np.add.at(total, self.model[self.up], self.devices[self.up] * WHOLE)
-        total[0] = int((self.devices[self.up] * WHOLE).sum())
-        return total
+        """[M] milli-GPU of the nodes that are up, per model column. To be read, not written."""
+        about = (self.lineage, self.layout, len(self.models))
+        if self._capacity is None or self._capacity[0] != about:
+            milli = np.where(self.up, self.devices * WHOLE, 0)
+            total = np.bincount(self.model, weights=milli, minlength=len(self.models)).astype(np.int64)
+            total[0] = milli.sum()
+            self._capacity = about, total
+        return self._capacity[1]
 
     def held_by(self, job: str) -> tuple[Lease, ...]:
         """The leases of a job, in order of epoch."""

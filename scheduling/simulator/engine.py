@@ -33,6 +33,7 @@ from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline, Ra
 from moorage.scheduling.simulator.disciplines import Jobs as Seen
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
 from moorage.scheduling.simulator.queueing import Jobs
+from moorage.scheduling.workspace import Workspace
 
 POLICIES: dict[str, str] = {name: found.text for name, found in DISCIPLINES.items()}
 """Queueing policy -> what it does. The first is the default."""
@@ -88,6 +89,7 @@ class _Run:
     elapsed_s: float = 0.0
     decisions: int = 0
     next_tick: int = 0
+    workspace: Workspace = field(default_factory=Workspace)
     leases: dict[int, Lease] = field(default_factory=dict)
     """By row, in order of start."""
     tasks: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
@@ -196,7 +198,7 @@ class _Run:
             least_run_ns=ranks.least_run_ns,
             reclaim_waits=True,
         )
-        decided = plan(snapshot, policy, self.now)
+        decided = plan(snapshot, policy, self.now, self.workspace)
         self.elapsed_s += self.stopwatch() - begun if self.stopwatch else 0.0
         self.decisions += 1
         again = [self._preempt(int(running[int(name)])) for name in decided.preempted]

@@ -36,6 +36,7 @@ from moorage.scheduling.planner import plan
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import team_use
 from moorage.scheduling.validate import Auditor, check
+from moorage.scheduling.workspace import Workspace
 
 MILLI = st.sampled_from([0, 100, 180, 300, 500, 600, 1000, 2000, 4000])
 TEAMS = ("ops", "research", "search")
@@ -53,6 +54,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.seen_at = self.ledger.mark()
         self.pending: list[JobRequest] = []
         self.count = 0
+        self.workspace = Workspace()
         for name in TEAMS:
             self.apply(
                 TeamSet(TeamSpec(name=name, quota=(("*", 2000),), limit=(("*", 3000),), lend=(("*", 500),)))
@@ -152,7 +154,7 @@ class PoolMachine(RuleBasedStateMachine):
     def tick(self, now: int, crash: int | None) -> None:
         """Plan and apply; with `crash`, only so many starts are recorded before the control plane is gone."""
         snapshot = Snapshot(version=self.ledger.version, ledger=self.ledger, pending=Queue.of(self.pending))
-        decided = plan(snapshot, Policy(), now)
+        decided = plan(snapshot, Policy(), now, self.workspace)
         again = Snapshot(version=self.ledger.version, ledger=replay(self.log), pending=Queue.of(self.pending))
         assert columns(plan(again, Policy(), now)) == columns(decided), (
             "a replayed ledger gives the same plan"
