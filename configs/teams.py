@@ -161,6 +161,12 @@ def parse_teams(text: str, source: str = "teams.yaml") -> Teams:
         raise explain(error, source) from None
 
 
+def stored_teams(content: Mapping[str, Any]) -> Teams:
+    """The tree that `Teams.model_dump()` wrote down: checked when it was read from its file, not again."""
+    teams = {name: Team.model_construct(**fields) for name, fields in content.get("teams", {}).items()}
+    return Teams.model_construct(teams=teams)
+
+
 def load_teams(path: Path) -> Teams:
     """The tree of a file; `InvalidRequest` also when it cannot be read."""
     try:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from moorage.errors import DataError, InvalidRequest, NotFound
 from moorage.runtime.control import postgres
+from moorage.runtime.control.book import node_spec
 from moorage.runtime.control.tables import jobs, leases, nodes, team_versions
 from moorage.runtime.history.table import codes
 from moorage.runtime.history.trace import Trace, check_any
@@ -36,7 +37,7 @@ class OwnHistory:
     begun_ns: int
     """Wall time of the first submission: 0 on the workload's clock."""
     nodes: tuple[NodeSpec, ...]
-    """The nodes that are up at the time of reading."""
+    """The nodes that are up at the time of reading; all that are known when none is."""
     teams: dict[str, Any]
     """The newest team file, as stored; {} when there is none."""
 
@@ -68,17 +69,8 @@ def read_own(url: str, *, since_ns: int = 0) -> OwnHistory:
             .where(jobs.c.created_ns >= since_ns)
             .order_by(jobs.c.created_ns, jobs.c.id)
         ).all()
-        up = tuple(
-            NodeSpec(
-                name=row.name,
-                gpu_model=row.gpu_model,
-                devices=row.devices,
-                device_mib=row.device_mib,
-                milli_cpu=row.milli_cpu,
-                mib=row.mib,
-            )
-            for row in db.execute(select(nodes).where(nodes.c.alive).order_by(nodes.c.name))
-        )
+        known = db.execute(select(nodes).order_by(nodes.c.name)).all()
+        up = tuple(node_spec(row) for row in [row for row in known if row.alive] or known)
         newest = select(team_versions.c.content).order_by(team_versions.c.version.desc()).limit(1)
         teams = db.execute(newest).scalar() or {}
     return _history(asked, held, up, teams)

@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "moorage.runtime.commands.simulate:simulate",
         "Replay a recorded workload and compare policies.",
     ),
+    "plan": (
+        "moorage.runtime.commands.plan:plan",
+        "Say what other quotas would have done to last week's waits.",
+    ),
     "features": ("moorage.runtime.commands.features:features", "Versions of the feature views."),
     "models": ("moorage.runtime.commands.models:models", "Registered models, their aliases and gates."),
 }

@@ -89,7 +89,9 @@ def test_every_command_is_there_with_help() -> None:
         assert shown.exit_code == 0 and shown.output.startswith(f"Usage: cli {name} "), name
 
 
-@pytest.mark.parametrize("name", ["status", "submit", "jobs", "why", "logs", "stop", "events", "cost"])
+@pytest.mark.parametrize(
+    "name", ["status", "submit", "jobs", "why", "logs", "stop", "events", "cost", "plan"]
+)
 def test_help_has_an_example_and_json(name: str) -> None:
     shown = CliRunner().invoke(cli, [name, "--help"])
     assert "xample" in shown.output and "--json" in shown.output
