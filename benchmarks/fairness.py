@@ -1,7 +1,8 @@
 """Fairness: eight equal teams that always have more waiting than the pool holds, for an hour of simulated time.
 
 Their jobs differ: gangs of 1 to 8 GPUs, of 1 to 20 minutes, team by team. Jain's index (Jain, Chiu, Hawe, 1984) of the
-GPU-time the teams got, over the hour and over each five minutes; the GPU-time of runs that were cut short is lost.
+GPU-time the teams got for their weight, over the hour and over each five minutes; the GPU-time of runs that were cut
+short is lost.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import heapq
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from _frame import Figure, main
 from _planner import SECOND, Fleet, Jobs, amount, classes, load, pool
 
@@ -40,7 +43,7 @@ class Hour:
             self.got[w, team] += milli * part
 
 
-def jain(got: IntArray) -> float:
+def jain(got: npt.NDArray[Any]) -> float:
     """1 when all got the same, 1/n when one got all."""
     x = got.astype(np.float64)
     return float(x.sum() ** 2 / (len(x) * (x * x).sum()))
@@ -120,6 +123,7 @@ def measure(quick: bool) -> list[Figure]:
         *(TeamSpec(name=f"team-{t}") for t in range(TEAMS)),
     ]
     none = lent[1:]
+    weighted = [TeamSpec(name=f"team-{t}", weight=1 + t % 4) for t in range(TEAMS)]
     worlds = (
         ("equal quotas, equal jobs", owned, True, 0),
         ("equal quotas, unequal jobs", owned, False, 0),
@@ -127,6 +131,7 @@ def measure(quick: bool) -> list[Figure]:
         ("all borrow, unequal jobs", lent, False, 0),
         ("no quota anywhere, equal jobs", none, True, 0),
         ("no quota anywhere, unequal jobs", none, False, 0),
+        ("no quota, weights 1 to 4, unequal jobs", weighted, False, 0),
         ("equal quotas, unequal jobs, one team had it all for 10 minutes", owned, False, 2 * WINDOW),
     )
     figures = []
@@ -134,6 +139,7 @@ def measure(quick: bool) -> list[Figure]:
         per_team = 6 * gpus * (until // (60 * SECOND)) // 60 + 8 * gpus
         jobs, runtime = saturating(per_team, 7, alike=alike)
         hour = simulate(Fleet(pool(nodes, teams), jobs), runtime, until, alone_ns=alone)
+        weights = np.array([team.weight for team in teams if team.name != "lender"])
         used = hour.got.sum() / (gpus * 1000 * until)
         about = f"{100 * used:.1f}% of the pool in use; {hour.decisions:,} decisions; {load()}"
         print(f"{what}: {hour.preempted} preempted, {about}", file=sys.stderr)
@@ -142,14 +148,14 @@ def measure(quick: bool) -> list[Figure]:
         figures += [
             Figure(
                 metric=f"{what}: Jain of GPU-time over {minutes} minutes",
-                ours=jain(hour.got.sum(axis=0)),
+                ours=jain(hour.got.sum(axis=0) / weights),
                 better="higher",
                 target=0.99,
                 peer_name=about,
             ),
             Figure(
                 metric=f"{what}: Jain, the worst five minutes",
-                ours=min(jain(window) for window in hour.got),
+                ours=min(jain(window / weights) for window in hour.got),
                 better="higher",
                 target=0.95,
             ),

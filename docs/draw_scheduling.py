@@ -229,6 +229,28 @@ def attained() -> Sheet:
     return sheet
 
 
+def sharing() -> Sheet:
+    """Turns by share, from the root of the tree down."""
+    sheet = Sheet("Whose turn it is", 640, 200)
+    sheet.text(20, 22, "org has least for its weight, and of org's teams search has", "t")
+    sheet.text(290, 50, "all teams", anchor="middle")
+    for team, x, y, up, held, weight, who in (
+        ("ops, weight 1", 130, 70, (290, 56), 4, 1, "B"),
+        ("org, weight 2", 450, 70, (290, 56), 4, 2, ""),
+        ("research, weight 1", 350, 130, (450, 110), 3, 1, "A"),
+        ("search, weight 1", 550, 130, (450, 110), 1, 1, "A"),
+    ):
+        sheet.line(up[0], up[1], x, y, dash=True)
+        sheet.text(x, y + 14, team, anchor="middle")
+        if who:
+            for gpu in range(held):
+                sheet.box(x + (gpu - held / 2) * 22, y + 22, 18, 18, fill=COLOURS[who])
+        turn = ": next" if team.startswith(("org", "search")) else ""
+        below = 38 if not who else 56
+        sheet.text(x, y + below, f"{held} / {weight} = {held // weight}{turn}", anchor="middle")
+    return sheet
+
+
 def decay() -> Sheet:
     """Use that is forgotten by half in each half-life."""
     sheet = Sheet("What a team has used counts less with time", 640, 190)
@@ -266,7 +288,7 @@ def moves() -> Sheet:
     return sheet
 
 
-PICTURES = (quota, fragmentation, packing, devices, gang, backfill, oldest, attained, decay, moves)
+PICTURES = (quota, sharing, fragmentation, packing, devices, gang, backfill, oldest, attained, decay, moves)
 
 
 def render() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Two passes. In the first, every job that fits its team's own quota is tried in the given order. What may only start
 by borrowing waits for the second, where the next job is always that of the team furthest below its fair share
-(progressive filling, as in DRF: Ghodsi et al., NSDI 2011), among jobs of the highest priority.
+(`kernels.sharing`), among jobs of the highest priority. Where nobody has a quota the caller may put all jobs there.
 
 The loop keeps its position in `state`, and returns early when the caller must help: `GROW` (the output columns are
 full), `JUDGE` (is `state[ROW]` a job that even an idle pool could never start?) or `HELP` (row `state[ROW]` was not
@@ -20,7 +20,8 @@ import numpy.typing as npt
 from moorage.kernels.gang import Pool, place_within
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.moving import scattered
-from moorage.kernels.teams import Teams, charge, in_quota, limits, narrower, room, share
+from moorage.kernels.sharing import next_team
+from moorage.kernels.teams import Teams, charge, in_quota, limits, narrower, room
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -200,33 +201,6 @@ def _defer_alike(rows: Rows, row: int, later: Later, out: Out, state: I64) -> in
 
 
 @inner
-def next_borrower(teams: Teams, rows: Rows, queue_head: I64) -> int:
-    """The team whose first job borrows next, -1 when none waits: highest priority, then least share for its weight,
-    then the lowest index, then the earliest submission, then the lowest team row."""
-    best = -1
-    best_share = np.int64(0)
-    for t in range(len(queue_head)):
-        row = queue_head[t]
-        if row < 0:
-            continue
-        part = share(teams, t)
-        if best >= 0:
-            other = queue_head[best]
-            if rows.priority[row] < rows.priority[other]:
-                continue
-            if rows.priority[row] == rows.priority[other]:
-                if part > best_share:
-                    continue
-                if part == best_share and rows.key[row] > rows.key[other]:
-                    continue
-                late = rows.submitted_ns[row] >= rows.submitted_ns[other]
-                if part == best_share and rows.key[row] == rows.key[other] and late:
-                    continue
-        best, best_share = t, part
-    return best
-
-
-@inner
 def worth_trying(rows: Rows, row: int, entitled: bool, asking: Asking, teams: Teams) -> bool:
     """A quick look before the long one of `preemption.make_room`."""
     if asking.greatest == NOBODY:
@@ -314,7 +288,7 @@ def admit(
         if first and state[AT] >= len(order):
             state[PASS] = 1
             continue
-        team = 0 if first else next_borrower(teams, rows, later.head)
+        team = 0 if first else next_team(teams, later.head, rows.priority, rows.key, rows.submitted_ns)
         if team < 0:
             return DONE
         row = order[state[AT]] if first else later.head[team]

@@ -18,6 +18,34 @@ Bool = npt.NDArray[np.bool_]
 UNLIMITED = 2**62
 
 
+class Shares(NamedTuple):
+    """What the order among teams needs beside `Teams`; `kernels.sharing` says the rule. T is 0 where nobody asks for
+    that order: all jobs go by submission."""
+
+    whole: int
+    """The level of the whole pool, at most 2^31."""
+    scale: int
+    """Level per milli-GPU; 0 where there are no GPUs."""
+    rest: I64
+    """[3] the pool's CPU, memory and GPU memory, in units of which it has less than 2^30; 0 = does not count."""
+    weight: I64
+    """[T] 1..2^20"""
+    due: I64
+    """[2, T] milli-GPU that come off what is held: the quota of the team's own jobs, and of its subtree."""
+    held: I64
+    """[2, T, 3] of the resources in `rest`, by the team's own jobs and by its subtree. GPUs are in `Teams`."""
+    level: I64
+    """[2, T] of rows that are not `stale`."""
+    stale: Bool
+    """[T] what the team, or one below it, holds has changed since its level was taken."""
+    best: I64
+    """[T + 1] scratch: of each subtree the team that is next, -1 = nobody waits; the last entry is the whole tree's."""
+    at: I64
+    """[T + 1] scratch: the level it competes with there."""
+    heavy: I64
+    """[T + 1] scratch: the weight."""
+
+
 class Teams(NamedTuple):
     """T teams, M GPU model columns (0 counts all). `used`, `total`, `idle`, `over` are kept current by `charge`."""
 
@@ -43,6 +71,7 @@ class Teams(NamedTuple):
     """[M] capacity that no quota claims."""
     counted: I64
     """[M] 1 where any team has a quota."""
+    shares: Shares
 
 
 @inner
@@ -59,9 +88,11 @@ def charge(teams: Teams, team: int, m: int, milli: np.int64) -> None:
     teams.used[team, m] += milli
     teams.idle[m] += _lendable(teams, team, m)
     teams.over[m] += max(teams.used[team, m] - teams.own[team, m], np.int64(0))
-    row = team
+    row, shared = team, m == 0 and len(teams.shares.stale) > 0
     while row >= 0:
         teams.total[row, m] += milli
+        if shared:
+            teams.shares.stale[row] = True
         row = teams.parent[row]
 
 
@@ -108,9 +139,3 @@ def narrower(a: I64, b: I64) -> bool:
     for m in range(len(a)):
         found |= a[m] < b[m]
     return found
-
-
-@inner
-def share(teams: Teams, team: int) -> np.int64:
-    """How far the team is beyond its own quota, for its weight."""
-    return (teams.used[team, 0] - teams.own[team, 0]) * 1000 // max(np.int64(1), teams.weight[team])

@@ -270,6 +270,8 @@ class Policy:
     hold_after_ns: int = 600 * 10**9
     moves: int = 0
     """How many running jobs one plan may move aside to make a node for a task of several devices."""
+    sharing: bool = True
+    """Where nobody has a quota, teams share the pool by weight; else all jobs go by submission (or their index)."""
     margin: int = 0
     """How far ahead of a running job's index a waiting job's must be to push it out."""
     least_run_ns: int = 0

@@ -32,6 +32,7 @@ from moorage.scheduling.model import (
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import Quotas
 from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.sharing import put_off, shares
 from moorage.scheduling.workspace import Kept, Workspace
 
 _FIRST_TASKS = 4096
@@ -85,11 +86,12 @@ class _Decision:
         ledger, queue, running = snapshot.ledger, snapshot.pending, snapshot.running or RunningJobs()
         kept = workspace.open(snapshot)
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
+        rows = _rows(ledger, queue, waiting, now_ns - policy.hold_after_ns)
         return cls(
             snapshot=snapshot,
             policy=policy,
-            rows=_rows(ledger, queue, waiting, now_ns - policy.hold_after_ns),
-            teams=Quotas.of(ledger).columns(),
+            rows=rows,
+            teams=_teams(ledger, policy, rows),
             kept=kept,
             pool=kept.pool,
             running=running.columns(ledger, held, policy),
@@ -101,7 +103,7 @@ class _Decision:
         queue, policy = self.snapshot.pending, self.policy
         order, count = first_pass(queue), len(queue)
         judged = np.zeros(count, np.int64)
-        later = admission.Later(*(np.full(n, -1, np.int64) for n in (len(self.teams.weight),) * 2 + (count,)))
+        order, later = self._turns(order)
         loose = ~self.running.fixed
         if policy.reclaim_waits:
             loose &= ~self.running.young
@@ -144,6 +146,14 @@ class _Decision:
             else:
                 judged[row] = admission.POSSIBLE if self.never(row) is None else admission.NEVER
         return self._plan(out, state)
+
+    def _turns(self, order: IntArray) -> tuple[IntArray, admission.Later]:
+        """The rows of the first pass, and those put off to the second from the start: all of them where nobody has a
+        quota and there are several teams to share the pool."""
+        team, teams = self.rows.team, len(self.teams.weight)
+        if self.teams.counted.any() or not len(self.teams.shares.weight):
+            return order, admission.Later(*(np.full(n, -1, np.int64) for n in (teams, teams, len(team))))
+        return put_off(order, team, teams)
 
     def _help(self, row: int, *, first: bool, out: admission.Out, state: IntArray) -> int:
         """What becomes of a row that was not placed: it borrows, others leave for it, or it waits."""
@@ -264,6 +274,14 @@ class _Decision:
         free = np.zeros(len(self.snapshot.ledger.models), np.int64)
         free_by_model(self.pool.nodes, self.snapshot.ledger.up, free)
         return free
+
+
+def _teams(ledger: Ledger, policy: Policy, rows: admission.Rows) -> Teams:
+    teams = Quotas.of(ledger).columns()
+    several = len(rows.team) > 0 and bool((rows.team != rows.team[0]).any())
+    if teams.counted.any() or (policy.sharing and several):
+        teams = teams._replace(shares=shares(teams, int(ledger.capacity()[0])))
+    return teams
 
 
 def _rows(ledger: Ledger, queue: Queue, at: IntArray, old_before_ns: int) -> admission.Rows:

@@ -15,15 +15,7 @@ import numpy as np
 from moorage.kernels.teams import Teams, room
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import UNLIMITED, IntArray
-
-
-def subtree(parent: IntArray, own: IntArray) -> IntArray:
-    """[T, M] sums over each team and all below it. Parents come before children, so one pass upward."""
-    total = own.copy()
-    for row in range(len(parent) - 1, -1, -1):
-        if parent[row] >= 0:
-            total[parent[row]] += total[row]
-    return total
+from moorage.scheduling.sharing import nobody, subtree
 
 
 def own_quota(ledger: Ledger) -> IntArray:
@@ -90,6 +82,7 @@ class Quotas:
             over=np.maximum(used - self.own, 0).sum(axis=0),
             spare=self.spare,
             counted=self.counted,
+            shares=nobody(),
         )
 
 

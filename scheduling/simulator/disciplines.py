@@ -106,6 +106,8 @@ class Discipline:
     begin: Callable[[Jobs], Rank]
     """A fresh rank function for one run: it may remember."""
     hold_after_ns: int = UNLIMITED
+    sharing: bool = False
+    """Teams share the pool by weight; else jobs go by the index alone, whosever they are."""
     tick_ns: int = 0
     """How often to decide again while jobs wait, though nothing arrived or ended; 0 = not."""
 
@@ -242,8 +244,9 @@ DISCIPLINES: dict[str, Discipline] = {
         tick_ns=TICK_NS,
     ),
     LIVE: Discipline(
-        text="what a live pool does: priority, then submission; who waits ten minutes for room is not overtaken",
+        text="what a live pool does: by priority, shares of teams, submission; ten minutes' wait is not overtaken",
         begin=by_submission,
         hold_after_ns=Policy().hold_after_ns,
+        sharing=Policy().sharing,
     ),
 }

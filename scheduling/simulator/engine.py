@@ -193,6 +193,7 @@ class _Run:
         begun = self.stopwatch() if self.stopwatch else 0.0
         policy = Policy(
             hold_after_ns=self.discipline.hold_after_ns,
+            sharing=self.discipline.sharing,
             margin=ranks.margin,
             moves=ranks.moves,
             least_run_ns=ranks.least_run_ns,

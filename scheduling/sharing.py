@@ -1,0 +1,83 @@
+"""The order among teams, laid out for the loop: what each holds of every resource, and which jobs go by it.
+
+The rule is `kernels.sharing`. It orders what borrows. Where nobody has a quota there is nothing to borrow from, and all
+jobs go by it: teams then share the pool by weight (`Policy.sharing`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moorage.kernels.admission import Later
+from moorage.kernels.sharing import MOST_WEIGHT
+from moorage.kernels.teams import Shares, Teams
+from moorage.scheduling.model import IntArray
+
+REST = 3
+"""Resources beside GPUs: CPU, memory, GPU memory."""
+FULL = 2**30
+"""About the level of a whole pool; of more than a million GPUs it is their milli-GPU."""
+
+
+def subtree(parent: IntArray, own: IntArray) -> IntArray:
+    """[T, M] sums over each team and all below it. Parents come before children, so one pass upward."""
+    total = own.copy()
+    for row in range(len(parent) - 1, -1, -1):
+        if parent[row] >= 0:
+            total[parent[row]] += total[row]
+    return total
+
+
+def nobody() -> Shares:
+    """No order among teams."""
+    none = np.zeros(0, np.int64)
+    return Shares(
+        whole=0,
+        scale=0,
+        rest=np.zeros(REST, np.int64),
+        weight=none,
+        due=np.zeros((2, 0), np.int64),
+        held=np.zeros((2, 0, REST), np.int64),
+        level=np.zeros((2, 0), np.int64),
+        stale=np.zeros(0, np.bool_),
+        best=none,
+        at=none,
+        heavy=none,
+    )
+
+
+def shares(teams: Teams, gpus: int) -> Shares:
+    """The order among `teams` in a pool of so many milli-GPU."""
+    count = len(teams.parent)
+    heaviest = int(teams.weight.max(initial=1))
+    scale = max(0, heaviest.bit_length() - MOST_WEIGHT.bit_length() + 1)
+    due = np.minimum(teams.own[:, 0], 2 * gpus)
+    unit = max(1, FULL // gpus) if gpus else 0
+    return Shares(
+        whole=gpus * unit or FULL,
+        scale=unit,
+        rest=np.zeros(REST, np.int64),
+        weight=np.maximum(teams.weight >> scale, 1),
+        due=np.stack((due, subtree(teams.parent, due[:, None])[:, 0])),
+        held=np.zeros((2, count, REST), np.int64),
+        level=np.zeros((2, count), np.int64),
+        stale=np.ones(count, np.bool_),
+        best=np.zeros(count + 1, np.int64),
+        at=np.zeros(count + 1, np.int64),
+        heavy=np.zeros(count + 1, np.int64),
+    )
+
+
+def put_off(order: IntArray, team: IntArray, teams: int) -> tuple[IntArray, Later]:
+    """(rows of no known team, the others by team), each in `order`. `team[R]`: the row of its team, -1 = not known."""
+    later = Later(*(np.full(n, -1, np.int64) for n in (teams, teams, len(team))))
+    rows = order[np.argsort(team[order], kind="stable")]
+    of = team[rows]
+    unknown = rows[of < 0]
+    rows, of = rows[len(unknown) :], of[len(unknown) :]
+    if len(rows):
+        same = of[1:] == of[:-1]
+        later.next[rows[:-1]] = np.where(same, rows[1:], -1)
+        later.head[of[np.append(True, ~same)]] = rows[np.append(True, ~same)]
+        later.tail[of[np.append(~same, True)]] = rows[np.append(~same, True)]
+    return unknown, later

@@ -1,0 +1,227 @@
+"""S2: how teams without quota share a pool, on random trees and queues: turn by turn as the plain reference has it, and
+the promises of fair sharing on what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from sharing_reference import Pool, start_order
+
+from moorage.scheduling.ledger import LeaseGranted, Ledger, NodeUp, TeamSet, step
+from moorage.scheduling.model import (
+    UNLIMITED,
+    JobRequest,
+    Lease,
+    NodeSpec,
+    Plan,
+    Policy,
+    Shape,
+    Snapshot,
+    TeamSpec,
+)
+from moorage.scheduling.planner import plan
+from moorage.scheduling.queue import Queue
+from moorage.scheduling.validate import check
+
+POLICY = Policy(hold_after_ns=UNLIMITED)
+DEVICES, DEVICE_MIB = 24, 1000
+
+
+def pool(teams: list[TeamSpec], devices: int = DEVICES, cpu: int = 10**6, mib: int = 10**6) -> Ledger:
+    ledger = Ledger()
+    spec = NodeSpec(
+        name="n",
+        gpu_model="A" if devices else "",
+        devices=devices,
+        device_mib=DEVICE_MIB,
+        milli_cpu=cpu,
+        mib=mib,
+    )
+    step(ledger, NodeUp(spec))
+    for team in teams:
+        step(ledger, TeamSet(team))
+    return ledger
+
+
+def decide(ledger: Ledger, requests: list[JobRequest], policy: Policy = POLICY) -> tuple[Snapshot, Plan]:
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of(requests))
+    return snapshot, plan(snapshot, policy, 0)
+
+
+def started(snapshot: Snapshot, decided: Plan) -> list[str]:
+    return [request.job for request, _ in decided.admissions(snapshot)]
+
+
+def start(ledger: Ledger, requests: list[JobRequest], policy: Policy = POLICY) -> list[str]:
+    """Plan and grant; the jobs that started, in order."""
+    snapshot, decided = decide(ledger, requests, policy)
+    admissions = list(decided.admissions(snapshot))
+    for request, tasks in admissions:
+        epoch = ledger.last_epoch + 1
+        step(
+            ledger,
+            LeaseGranted(
+                Lease(lease=f"l{epoch}", job=request.job, team=request.team, epoch=epoch, tasks=tasks)
+            ),
+        )
+    check(ledger)
+    return [request.job for request, _ in admissions]
+
+
+@st.composite
+def trees(draw: st.DrawFn, limits: bool = True) -> list[TeamSpec]:
+    """Up to seven teams, parents before children, without quota."""
+    teams: list[TeamSpec] = []
+    for i in range(draw(st.integers(2, 7))):
+        parent = draw(st.sampled_from(["", *(team.name for team in teams)]))
+        limit = draw(st.none() | st.integers(0, DEVICES)) if limits else None
+        teams.append(
+            TeamSpec(
+                name=f"t{i}",
+                parent=parent,
+                weight=draw(st.sampled_from((1, 1, 2, 3, 10, 1_000_000))),
+                limit=() if limit is None else (("*", 1000 * limit),),
+            )
+        )
+    return teams
+
+
+def job(name: str, team: str, **more: int) -> JobRequest:
+    return JobRequest(
+        job=name,
+        team=team,
+        submitted_ns=more.get("at", 0),
+        priority=more.get("priority", 0),
+        worker=Shape(
+            milli_gpu=1000 * more.get("gpus", 1), milli_cpu=more.get("cpu", 0), mib=more.get("mib", 0)
+        ),
+        workers=more.get("workers", 1),
+        min_workers=more.get("workers", 1),
+    )
+
+
+@st.composite
+def queues(draw: st.DrawFn, teams: list[TeamSpec], prefix: str, most: int = 30) -> list[JobRequest]:
+    count = draw(st.integers(0, most))
+    names = [team.name for team in teams]
+    return [
+        job(
+            f"{prefix}{i:02d}",
+            draw(st.sampled_from(names)),
+            at=draw(st.integers(0, 5)),
+            priority=draw(st.sampled_from((0, 0, 0, 1))),
+            gpus=draw(st.integers(1, 3)),
+            workers=draw(st.integers(1, 3)),
+        )
+        for i in range(count)
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_the_turns_are_those_of_the_plain_reference(data: st.DataObject) -> None:
+    teams = data.draw(trees())
+    ledger, reference = (
+        pool(teams),
+        Pool(teams, (DEVICES * 1000, 10**6, 10**6, DEVICES * DEVICE_MIB), DEVICE_MIB),
+    )
+    for prefix in ("a", "b"):  # the second queue meets what the first one's jobs hold
+        requests = data.draw(queues(teams, prefix, 8 if prefix == "a" else 30))
+        several = len({request.team for request in requests}) > 1
+        if not several and prefix == "b":
+            requests.append(job("c", next(t.name for t in teams if all(t.name != r.team for r in requests))))
+        expected = start_order(reference, requests)
+        assert start(ledger, requests) == expected
+        event(f"{prefix}: {'all start' if len(expected) == len(requests) else 'some wait'}")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_nobody_is_given_more_while_another_has_less_for_its_weight_and_waits(data: st.DataObject) -> None:
+    """Flat trees: at each start, no team whose jobs wait to the end holds less for its weight than the one that starts
+    (max-min fairness up to one job)."""
+    teams = [replace(team, parent="", limit=()) for team in data.draw(trees(limits=False))]
+    requests = [
+        job(f"j{i:03d}", data.draw(st.sampled_from(teams)).name, gpus=data.draw(st.integers(1, 2)))
+        for i in range(data.draw(st.integers(20, 60)))
+    ]
+    ledger = pool(teams)
+    by_name = {request.job: request for request in requests}
+    weight = {team.name: team.weight for team in teams}
+    names = start(ledger, requests)
+    starved = {
+        request.team for request in requests if request.job not in names and request.worker.milli_gpu == 1000
+    }
+    held = dict.fromkeys(weight, 0)
+    for name in names:
+        team = by_name[name].team
+        for other in starved - {team}:
+            assert held[team] * weight[other] <= held[other] * weight[team], (name, other, held)
+        held[team] += by_name[name].worker.milli_gpu
+    event(f"{len(starved)} teams with small jobs waiting")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 8), st.lists(st.integers(1, 3), min_size=8, max_size=8), st.integers(0, 7))
+def test_each_team_has_at_least_what_a_partition_by_weight_would_give_it(
+    count: int, weights: list[int], idle: int
+) -> None:
+    """Sharing incentive: saturated teams of one-GPU jobs get their part of the pool, but for the last job of each other
+    team; with equal weights, their part rounded down."""
+    teams = [TeamSpec(name=f"t{i}", weight=weights[i]) for i in range(count)]
+    ledger = pool(teams)
+    busy = [team for i, team in enumerate(teams) if i != idle]
+    requests = [job(f"{team.name}-{i:02d}", team.name, at=i) for team in busy for i in range(DEVICES)]
+    start(ledger, requests)
+    for team in busy:
+        held, all_ = int(ledger.used[ledger.team_row[team.name], 0]) // 1000, sum(t.weight for t in busy)
+        assert held * all_ >= (DEVICES - len(busy) + 1) * team.weight
+        if len({t.weight for t in busy}) == 1:
+            assert held >= DEVICES // len(busy)
+    assert ledger.used[:, 0].sum() == 1000 * DEVICES * bool(busy)  # what is idle is used by who can
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_job_that_fits_is_never_left_waiting(data: st.DataObject) -> None:
+    """Work conservation: whatever waits at the end finds no room, or a limit in its way."""
+    teams = data.draw(trees())
+    ledger, requests = pool(teams), data.draw(queues(teams, "a", 30))
+    names = start(ledger, requests)
+    for request in requests:
+        if request.job not in names:
+            assert start(ledger.copy(), [request]) == []
+
+
+def test_without_sharing_jobs_go_by_submission() -> None:
+    teams = [TeamSpec(name="a"), TeamSpec(name="b")]
+    requests = [job(f"a{i:02d}", "a", at=i) for i in range(DEVICES)] + [job("b", "b", at=DEVICES)]
+    shared = started(*decide(pool(teams), requests))
+    assert shared[:3] == ["a00", "b", "a01"]
+    by_submission = started(*decide(pool(teams), requests, replace(POLICY, sharing=False)))
+    assert by_submission == [f"a{i:02d}" for i in range(DEVICES)]
+
+
+def test_the_order_of_one_team_alone_is_that_of_submission() -> None:
+    requests = [job(f"a{i:02d}", "a", at=i, gpus=1 + i % 3) for i in range(10)]
+    names = started(*decide(pool([TeamSpec(name="a"), TeamSpec(name="b")]), requests))
+    assert names == sorted(names)
+
+
+def test_a_job_of_no_known_team_waits_beside_the_turns() -> None:
+    requests = [job("x", "nobody"), job("a", "a"), job("b", "b")]
+    snapshot, decided = decide(pool([TeamSpec(name="a"), TeamSpec(name="b")]), requests)
+    assert started(snapshot, decided) == ["a", "b"]
+    assert [(request.job, reason.code) for request, reason in decided.waiting(snapshot)] == [
+        ("x", "team-unknown")
+    ]
+
+
+def test_weights_of_any_size_stay_within_the_integers() -> None:
+    teams = [TeamSpec(name="a", weight=2**40), TeamSpec(name="b", weight=1), TeamSpec(name="c", weight=2**39)]
+    ledger = pool(teams)
+    names = started(*decide(ledger, [job(f"{t}{i}", t, at=i) for t in "abc" for i in range(3)]))
+    assert names[:3] == ["a0", "b0", "c0"]
+    assert names[3:] == ["a1", "c1", "a2", "c2", "b1", "b2"]
