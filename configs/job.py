@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from moorage.configs import units
+from moorage.configs import nodes, units
 from moorage.errors import InvalidRequest
+from moorage.scheduling.constraints import ANYWHERE, Constraints
 
 PRIORITIES = {"low": 100, "normal": 500, "high": 900}
 KEYS = (
@@ -28,6 +29,7 @@ KEYS = (
     "max_runtime",
     "max_attempts",
     "gpu_model",
+    *nodes.KEYS,
 )
 SHAPE = frozenset({"workers", "min_workers", "gpus_per_worker", "gpu_memory_mib", "cpus_per_worker"})
 RESERVED = frozenset({"job_submission_id"})
@@ -51,6 +53,11 @@ MISTAKES = {
     "preemptable": "preemptible",
     "max_retries": "max_attempts",
     "gpu_type": "gpu_model",
+    "label_selector": "node_selector",
+    "labels": "node_selector",
+    "toleration": "tolerations",
+    "regions": "region",
+    "spot": "allow_spot",
 }
 MAX_KEYS, MAX_KEY, MAX_VALUE = 128, 256, 16_384
 _TEAM = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
@@ -83,6 +90,7 @@ class JobAsk(BaseModel):
     worker: Piece = Piece()
     head: Piece = Piece()
     gpu_model: str = ""
+    constraints: Constraints = ANYWHERE
     preemptible: bool = False
     max_runtime_ns: int | None = None
     max_attempts: int | None = None
@@ -127,6 +135,7 @@ def parse_job(
         worker=worker,
         head=head,
         gpu_model=_text("gpu_model", ours.get("gpu_model", ""), 64),
+        constraints=nodes.constraints(ours),
         preemptible=units.boolean("preemptible", ours.get("preemptible", False)),
         max_runtime_ns=None if runtime is None else units.duration_ns("max_runtime", runtime),
         max_attempts=None if attempts is None else units.whole("max_attempts", attempts, 1, 100),

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from moorage.configs import units
+from moorage.configs.nodes import NodeRule
 from moorage.configs.problems import explain, refuse_unknown
 from moorage.configs.yamlio import load_mapping
 from moorage.errors import InvalidRequest
@@ -42,6 +43,11 @@ def _dollars(value: Any) -> dict[str, int]:
     return found
 
 
+def _rules(value: Any) -> Any:
+    """A list, as YAML has it."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 class PoolSettings(BaseModel):
     """What an operator may set. Times are milliseconds where the name says so."""
 
@@ -61,6 +67,8 @@ class PoolSettings(BaseModel):
     """How long Ray may not know a started attempt before it counts as lost."""
     max_pending: int = Field(default=10_000, ge=1, le=10_000_000)
     """Waiting jobs per team; above it submissions are refused."""
+    nodes: Annotated[tuple[NodeRule, ...], BeforeValidator(_rules)] = ()
+    """Labels, taints, region, spot and power of nodes by name, beside what Ray's labels say."""
     database: str = Field(default="", repr=False)
     """postgresql://user:password@host/name; "" is a SQLite file in the pool's home."""
 

@@ -116,7 +116,7 @@ def sound(service: Service, clock: Clock) -> None:
     book, now = service.core.book, clock.now().control_ns
     check(book.ledger)
     with service.store.read() as db:
-        stored = ledger_from(db, service.teams)
+        stored = ledger_from(db, service.teams, service.core.settings)
         rows = db.execute(select(leases)).all()
     check(stored)
     assert list(stored.leases) == list(book.ledger.leases), "book and store hold different leases"

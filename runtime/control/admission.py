@@ -24,6 +24,7 @@ from moorage.runtime.control.api import PENDING, Caller, Submission
 from moorage.runtime.control.clock import Now
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import idempotency, jobs
+from moorage.scheduling.constraints import ANYWHERE
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import DeviceRule, JobRequest
 from moorage.scheduling.planner import feasible
@@ -208,7 +209,10 @@ def content_digest(submission: Submission, ask: JobAsk) -> str:
     values = asdict(submission)
     values.pop("submission_id"), values.pop("packages")
     values["metadata"] = dict(sorted(values["metadata"].items()))
-    text = json.dumps([SPEC_VERSION, values, ask.model_dump()], sort_keys=True, default=str)
+    asked = ask.model_dump()
+    if ask.constraints == ANYWHERE:  # as before there were any: a submission is the same one over an upgrade
+        del asked["constraints"]
+    text = json.dumps([SPEC_VERSION, values, asked], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from moorage.configs.job import JobAsk, Piece
+from moorage.configs.nodes import traits
+from moorage.configs.pool import PoolSettings
 from moorage.configs.teams import ANY, Teams
 from moorage.runtime.control import records
 from moorage.runtime.control.api import PENDING
@@ -30,8 +32,9 @@ from moorage.scheduling.model import (
 class Book:
     """`ledger`: who holds what. `pending`: waiting jobs and subleases by id. `reasons`: why, from the last plan."""
 
-    def __init__(self, teams: Teams) -> None:
+    def __init__(self, teams: Teams, settings: PoolSettings | None = None) -> None:
         self.teams = teams
+        self.settings = settings or PoolSettings()
         self.ledger = Ledger()
         self.pending: dict[str, JobRequest] = {}
         self.not_before: dict[str, int] = {}
@@ -44,13 +47,14 @@ class Book:
 
     def reload(self, db: Connection) -> None:
         """Build everything from the store."""
-        self.ledger = ledger_from(db, self.teams)
+        self.ledger = ledger_from(db, self.teams, self.settings)
         self.ray_ids = {row.name: row.ray_node_id for row in db.execute(select(nodes)).all()}
         self.pending, self.not_before = {}, {}
         for row in db.execute(select(jobs).where(jobs.c.state == PENDING)).all():
             self.add_job(row)
         for row in db.execute(select(subleases).where(subleases.c.state == "WAITING")).all():
-            self.add_sublease(row, priority=1000)
+            parent = db.execute(select(jobs.c.ask).where(jobs.c.id == row.job_id)).scalar_one()
+            self.add_sublease(row, JobAsk.model_validate(parent), priority=1000)
         self.reasons = {key: reason for key, reason in self.reasons.items() if key in self.pending}
         self.dirty = True
 
@@ -63,8 +67,8 @@ class Book:
         self.not_before[row.id] = row.not_before_control_ns
         self.dirty = True
 
-    def add_sublease(self, row: Row[Any], priority: int) -> None:
-        self.pending[row.id] = sublease_request(row, priority)
+    def add_sublease(self, row: Row[Any], parent: JobAsk, priority: int) -> None:
+        self.pending[row.id] = sublease_request(row, parent, priority)
         self.dirty = True
 
     def drop(self, key: str) -> None:
@@ -79,14 +83,14 @@ class Book:
         return tuple(r for key, r in self.pending.items() if self.not_before.get(key, 0) <= control_ns)
 
 
-def ledger_from(db: Connection, teams: Teams) -> Ledger:
+def ledger_from(db: Connection, teams: Teams, settings: PoolSettings) -> Ledger:
     """The ledger that the store describes."""
     ledger = Ledger()
     for spec in team_specs(teams):
         step(ledger, TeamSet(spec))
     rows = db.execute(select(nodes).order_by(nodes.c.name)).all()
     for row in rows:
-        step(ledger, NodeUp(node_spec(row)))
+        step(ledger, NodeUp(node_spec(row, settings)))
     for lease in records.held_leases(db):
         _team_for(ledger, lease)
         step(ledger, LeaseGranted(lease))
@@ -137,8 +141,9 @@ def _figures(amounts: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple((ANY_MODEL if model == ANY else model, amount) for model, amount in sorted(amounts.items()))
 
 
-def node_spec(row: Any) -> NodeSpec:
-    """From a row of `nodes` or an `ObservedNode`: the fields have the same names."""
+def node_spec(row: Any, settings: PoolSettings) -> NodeSpec:
+    """From a row of `nodes` or an `ObservedNode`: the fields have the same names. What the pool's file says of nodes
+    holds from its next start, also of those that the store knows from before."""
     return NodeSpec(
         name=row.name,
         gpu_model=row.gpu_model if row.devices else "",
@@ -146,6 +151,7 @@ def node_spec(row: Any) -> NodeSpec:
         device_mib=row.device_mib,
         milli_cpu=row.milli_cpu,
         mib=row.mib,
+        traits=traits(row.name, row.labels, settings.nodes),
     )
 
 
@@ -165,6 +171,7 @@ def request_of(job_id: str, team: str, ask: JobAsk, submitted_ns: int) -> JobReq
         workers=ask.workers,
         min_workers=ask.min_workers,
         gpu_models=tuple(m for m in ask.gpu_model.split("|") if m),
+        constraints=ask.constraints,
         preemptible=ask.preemptible,
         max_runtime_ns=ask.max_runtime_ns or 0,
     )
@@ -174,7 +181,8 @@ def job_request(row: Row[Any]) -> JobRequest:
     return request_of(row.id, row.team, JobAsk.model_validate(row.ask), row.created_control_ns)
 
 
-def sublease_request(row: Row[Any], priority: int) -> JobRequest:
+def sublease_request(row: Row[Any], parent: JobAsk, priority: int) -> JobRequest:
+    """A running job's growth goes where the job itself may go."""
     ask = row.ask
     return JobRequest(
         job=row.id,
@@ -184,5 +192,6 @@ def sublease_request(row: Row[Any], priority: int) -> JobRequest:
         worker=Shape(milli_gpu=ask["milli_gpu"], gpu_mib=ask["gpu_mib"], milli_cpu=ask["milli_cpu"]),
         workers=ask["workers"],
         min_workers=ask["workers"],
+        constraints=parent.constraints,
         parent=row.job_id,
     )

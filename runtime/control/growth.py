@@ -125,8 +125,9 @@ def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[Sub
         )
     )
     row = db.execute(select(subleases).where(subleases.c.id == key)).one()
-    priority = JobAsk.model_validate(job.ask).priority
-    admission.check_feasible(core.book.ledger, sublease_request(row, priority), core.device_rule)
+    asked = JobAsk.model_validate(job.ask)
+    request = sublease_request(row, asked, asked.priority)
+    admission.check_feasible(core.book.ledger, request, core.device_rule)
     record(
         db,
         now,
@@ -136,7 +137,7 @@ def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[Sub
         team=job.team,
         job_id=job.id,
     )
-    change.after.append(lambda: core.book.add_sublease(row, priority))
+    change.after.append(lambda: core.book.add_sublease(row, asked, asked.priority))
     return None, key
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
@@ -17,6 +18,7 @@ from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import devices, jobs, nodes, outbox, placements
 from moorage.scheduling.ledger import NodeDown, NodeUp, accepts
+from moorage.scheduling.model import NodeSpec
 
 _NODE_FIELDS = (
     "ray_node_id",
@@ -81,7 +83,7 @@ class Observer:
         So nothing new goes there until they end, and the store keeps the figures that its leases fit in.
         """
         known = self._nodes.get(node.name)
-        if not node.alive or known is None or accepts(self._core.book.ledger, node_spec(node)):
+        if not node.alive or known is None or accepts(self._core.book.ledger, self._spec(node)):
             return node
         return _as_down(node.name, known)
 
@@ -108,12 +110,17 @@ class Observer:
                 key = f"{node.name}/{index}"
                 db.execute(insert(devices).values(id=key, node=node.name, index=index, **figures))
         payload = {name: getattr(node, name) for name in _NODE_FIELDS}
+        if node.alive:  # version 1 of the event without these: a node that is just its figures
+            payload |= {"labels": dict(node.labels), "traits": asdict(self._spec(node).traits)}
         record(db, now, "node.up" if node.alive else "node.down", {"node": node.name, **payload})
         change.after.append(lambda: core.book.ray_ids.__setitem__(node.name, node.ray_node_id))
         change.after.append(lambda: self._node_to_book(node))
 
     def _node_to_book(self, node: ObservedNode) -> None:
-        self._core.book.apply(NodeUp(node_spec(node)) if node.alive else NodeDown(node.name))
+        self._core.book.apply(NodeUp(self._spec(node)) if node.alive else NodeDown(node.name))
+
+    def _spec(self, node: ObservedNode) -> NodeSpec:
+        return node_spec(node, self._core.settings)
 
     # -- jobs
 
@@ -242,9 +249,11 @@ def launched(change: Change, job: JobRow, reason: str) -> JobRow:
 
 
 def _as_down(name: str, figures: tuple[Any, ...]) -> ObservedNode:
-    values = dict(zip(_NODE_FIELDS, figures, strict=True)) | {"alive": False}
+    values = dict(zip(_NODE_FIELDS, figures, strict=False)) | {"alive": False}
     return ObservedNode(name=name, labels={}, free_milli_gpu=0, free_milli_cpu=0, **values)
 
 
 def _figures(node: Any) -> tuple[Any, ...]:
-    return tuple(getattr(node, name) for name in _NODE_FIELDS)
+    """What makes a node another one: its fields and, while it is up, its labels."""
+    labels = tuple(sorted(node.labels.items())) if node.alive else ()
+    return (*(getattr(node, name) for name in _NODE_FIELDS), labels)

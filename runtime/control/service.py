@@ -63,7 +63,7 @@ class Service:
         self.teams = teams
         self.core = Core(
             store=self.store,
-            book=Book(teams),
+            book=Book(teams, settings),
             settings=settings or PoolSettings(),
             device_rule=DeviceRule(str(backend.device_rule)),
         )

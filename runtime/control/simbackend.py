@@ -38,6 +38,7 @@ class SimNode:
     device_mib: int = 24576
     milli_cpu: int = 8000
     mib: int = 32768
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -207,7 +208,7 @@ class SimBackend:
             device_mib=node.device_mib,
             milli_cpu=node.milli_cpu,
             mib=node.mib,
-            labels={binding.NODE_LABEL: node.name},
+            labels={binding.NODE_LABEL: node.name, **dict(node.labels)},
             free_milli_gpu=max(0, node.devices * 1000 - busy),
             free_milli_cpu=node.milli_cpu,
         )

@@ -22,6 +22,7 @@ from moorage.runtime.control.api import (
 from moorage.runtime.control.book import Book
 from moorage.runtime.control.states import WITH_ATTEMPT
 from moorage.runtime.control.tables import attempts, jobs, leases, nodes
+from moorage.scheduling.constraints import NO_TRAITS
 from moorage.scheduling.ledger import task_milli_per_device
 from moorage.scheduling.model import UNLIMITED, Reason
 from moorage.scheduling.quota import team_use
@@ -160,7 +161,12 @@ def _submission(raw: dict[str, Any]) -> Submission:
 def _node(row: Row[Any], book: Book) -> dict[str, Any]:
     at = book.ledger.node_row.get(row.name)
     ledger = book.ledger
+    traits = NO_TRAITS if at is None else ledger.traits[int(ledger.trait[at])]
     return {
+        "labels": dict(traits.labels),
+        "taints": [taint.text() for taint in traits.taints],
+        "region": traits.region,
+        "spot": traits.spot,
         "name": row.name,
         "ray_node_id": row.ray_node_id,
         "alive": bool(row.alive),
