@@ -145,16 +145,26 @@ Examples:
   moorage simulate philly --jobs philly.csv --gpus 448
   moorage simulate philly --jobs philly.csv --gpus 448 --nodes 56 --json
   moorage simulate philly --jobs philly.csv --gpus 448 --compare las,fifo,backfill --out report
+  moorage simulate philly --jobs million.csv --gpus 100000 --every 60
 """
 )
 @click.option("--jobs", "jobs_file", type=click.Path(path_type=Path), metavar="CSV", help="The trace.")
 @click.option("--gpus", type=int, default=448, show_default=True, help="GPUs of the pool.")
 @click.option("--nodes", "count", type=int, help="Equal nodes they stand in [default: 8 GPUs each].")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(0, 86_400),
+    metavar="SECONDS",
+    help="Decide at most so often, as schedulers with a cycle do [default: whenever a job comes or ends; "
+    "every 60 s beyond 250,000 jobs].",
+)
 @common_options
 def philly(
     jobs_file: Path | None,
     gpus: int,
     count: int | None,
+    every_s: float | None,
     policies: bool,
     policy: str | None,
     compare: str | None,
@@ -175,7 +185,7 @@ def philly(
     prepare(out)
     trace = reader.read_jobs(given(jobs_file, "--jobs"), nodes[0].devices)
     with progress_bar() as progress:
-        report = runs.run(nodes, trace, policies=chosen, progress=progress)
+        report = runs.run(nodes, trace, policies=chosen, every_s=every_s, progress=progress)
     finish(report, out, form, as_json, show_philly)
 
 

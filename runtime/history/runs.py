@@ -99,10 +99,20 @@ def _warm_up(
 
 
 def run(
-    nodes: Sequence[NodeSpec], trace: Trace, *, policies: Sequence[str], progress: Progress | None = None
+    nodes: Sequence[NodeSpec],
+    trace: Trace,
+    *,
+    policies: Sequence[str],
+    every_s: float | None = None,
+    progress: Progress | None = None,
 ) -> Report:
-    """Jobs that end: every policy meets the same submissions."""
+    """Jobs that end: every policy meets the same submissions.
+
+    `every_s`: how often is decided at the most, 0 = at every event; None = that, but for very many jobs.
+    """
     trace = trace.that_fit(nodes)
+    if every_s is None:
+        every_s = engine.PERIOD_NS / 1e9 if len(trace.workload) > engine.MANY_JOBS else 0.0
     found: dict[str, dict[str, Any]] = {}
     times: dict[str, npt.NDArray[np.float64]] = {}
     with _refusals():
@@ -111,6 +121,7 @@ def run(
                 nodes,
                 trace.workload,
                 policy=policy,
+                period_ns=round(every_s * 1e9),
                 stopwatch=time.perf_counter,
                 progress=None if progress is None else _part(progress, policy, number, len(policies)),
             )
@@ -122,6 +133,7 @@ def run(
         "nodes": len(nodes),
         "gpus": sum(node.devices for node in nodes),
         "jobs": len(trace.workload),
+        "decide_every_s": every_s,
     }
     return Report(_document(head, found, trace), times)
 

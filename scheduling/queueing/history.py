@@ -138,6 +138,13 @@ def ran(history: History, team: int, milli: int, from_ns: int, to_ns: int, ended
 
 
 @compiled
+def all_ran(history: History, team: I64, milli: I64, from_ns: I64, to_ns: I64, ended: I64) -> None:
+    """`ran` for [R] rows, in order."""
+    for row in range(len(team)):
+        ran(history, team[row], milli[row], from_ns[row], to_ns[row], ended[row] != 0)
+
+
+@compiled
 def rates(history: History, team: int, milli: int) -> F64:
     """[BINS] ends per second of run time at each age, for the finest group, each level leaning on the one behind.
 

@@ -155,21 +155,21 @@ class Learned:
         self._next_ns = 0
 
     def __call__(self, jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
-        for row, ended in jobs.stopped:
-            self._tell(jobs, row, int(jobs.service_ns(np.array([row]))[0]), ended)
-            self._inside[row] &= not ended
+        # one that was moved may have ended since: its end tells all of it
+        stopped, ended = np.array(list(dict(jobs.stopped).items()), np.int64).reshape(-1, 2).T
+        self._tell(jobs, stopped, ended)
+        self._inside[stopped[ended == 1]] = False
         if jobs.now_ns >= self._next_ns:
             self._next_ns = jobs.now_ns + TICK_NS
-            for row, had in zip(running.tolist(), jobs.service_ns(running).tolist(), strict=True):
-                self._tell(jobs, row, had, False)
+            self._tell(jobs, running, np.zeros(len(running), np.int64))
             self._keys = index.table(self._history)
         ranks = _pushing(jobs, running, self._key(jobs, waiting), self._key(jobs, running))
         return ranks if self._bound_ns is None else self._with_overdue(jobs, waiting, running, ranks)
 
-    def _tell(self, jobs: Jobs, row: int, had_ns: int, ended: bool) -> None:
-        team, milli = int(jobs.workload.team[row]), int(jobs.milli[row])
-        history.ran(self._history, team, milli, int(self._told[row]), had_ns, ended)
-        self._told[row] = max(self._told[row], had_ns)
+    def _tell(self, jobs: Jobs, rows: IntArray, ended: IntArray) -> None:
+        had, team = jobs.service_ns(rows), jobs.workload.team[rows]
+        history.all_ran(self._history, team, jobs.milli[rows], self._told[rows], had, ended)
+        self._told[rows] = np.maximum(self._told[rows], had)
 
     def _key(self, jobs: Jobs, rows: IntArray) -> IntArray:
         found: IntArray = index.learned_keys(

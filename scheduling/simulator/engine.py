@@ -32,6 +32,7 @@ from moorage.scheduling.running import RunningJobs
 from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline, Rank
 from moorage.scheduling.simulator.disciplines import Jobs as Seen
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
+from moorage.scheduling.simulator.placed import Placed
 from moorage.scheduling.simulator.queueing import Jobs
 from moorage.scheduling.workspace import Workspace
 
@@ -45,7 +46,11 @@ LOST_NS = 60 * SECOND
 Progress = Callable[[int, int], None]
 """(jobs that ended, all jobs), now and then."""
 
-_REPORT_EVERY = 2000
+_REPORTS = 1000
+"""How often progress is told, about."""
+MANY_JOBS = 250_000
+PERIOD_NS = 60 * SECOND
+"""How often is decided at the most when there are more jobs than that, unless said."""
 
 
 def simulate(
@@ -56,17 +61,19 @@ def simulate(
     quotas: Sequence[TeamSpec] | None = None,
     rule: DeviceRule = DeviceRule.FREE,
     lost_ns: int = LOST_NS,
+    period_ns: int = 0,
     stopwatch: Callable[[], float] | None = None,
     progress: Progress | None = None,
 ) -> JobsResult:
     """Run every job to its end under one policy. Raises NotSimulated.
 
     `quotas`: the teams' figures, parents first; None = no quotas. Every job must fit the idle pool and its quotas.
+    `period_ns`: decide at its multiples alone, as schedulers with a cycle do; 0 = whenever a job comes or ends.
     """
     if policy not in DISCIPLINES:
         raise NotSimulated(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
     run = _Run.of(nodes, workload, DISCIPLINES[policy], quotas, lost_ns, stopwatch)
-    run.rule = rule
+    run.rule, run.period_ns = rule, period_ns
     run.to_the_end(progress)
     return run.result()
 
@@ -81,8 +88,10 @@ class _Run:
     stopwatch: Callable[[], float] | None
     seen: Seen
     rank: Rank
+    placed: Placed
     rule: DeviceRule = DeviceRule.FREE
     now: int = 0
+    period_ns: int = 0
     arrived: int = 0
     ended: int = 0
     epoch: int = 0
@@ -92,8 +101,6 @@ class _Run:
     workspace: Workspace = field(default_factory=Workspace)
     leases: dict[int, Lease] = field(default_factory=dict)
     """By row, in order of start."""
-    tasks: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
-    """(node rows, device masks) of each running job."""
     finishing: list[tuple[int, int, int]] = field(default_factory=list)
     """(time, epoch, row): stale when the row's lease has another epoch."""
     waiting: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -129,6 +136,7 @@ class _Run:
             stopwatch=stopwatch,
             seen=seen,
             rank=discipline.begin(seen),
+            placed=Placed(count),
             left_ns=workload.duration_ns.copy(),
             start_ns=np.full(count, -1, np.int64),
             finish_ns=np.full(count, -1, np.int64),
@@ -137,16 +145,17 @@ class _Run:
         )
 
     def to_the_end(self, progress: Progress | None) -> None:
-        count = len(self.workload)
+        count, told = len(self.workload), 0
         while self.ended < count:
             if not self._advance():
                 raise NotSimulated(f"{count - self.ended} jobs wait and nothing runs: they fit nowhere")
             self._decide()
-            if progress is not None and self.decisions % _REPORT_EVERY == 0:
+            if progress is not None and self.ended >= told:
                 progress(self.ended, count)
+                told = self.ended + max(1, count // _REPORTS)
 
     def _advance(self) -> bool:
-        """To the next time anything happens, and what happens then. False when nothing will."""
+        """To the next time of a decision, and what happens until then. False when nothing will."""
         while self.finishing and not self._current(self.finishing[0]):
             heapq.heappop(self.finishing)
         times = [self.finishing[0][0]] if self.finishing else []
@@ -157,15 +166,19 @@ class _Run:
             times.append(max(self.next_tick, self.now + 1))
         if not times:
             return False
-        self.now = min(times)
-        upto = int(np.searchsorted(submit, self.now, "right"))
+        until = min(times)
+        if self.period_ns:
+            until = -(-until // self.period_ns) * self.period_ns
+        upto = int(np.searchsorted(submit, until, "right"))
         self.waiting = np.concatenate((self.waiting, np.arange(self.arrived, upto)))
         self.seen.queued_ns[self.arrived : upto] = submit[self.arrived : upto]
         self.arrived = upto
-        while self.finishing and self.finishing[0][0] <= self.now:
+        while self.finishing and self.finishing[0][0] <= until:
             entry = heapq.heappop(self.finishing)
             if self._current(entry):
+                self.now = entry[0]
                 self._end(entry[2])
+        self.now = until
         return True
 
     def _current(self, entry: tuple[int, int, int]) -> bool:
@@ -210,9 +223,7 @@ class _Run:
         self.waiting = np.concatenate((self.waiting[keep], np.array(again, np.int64)))
 
     def _running(self, rows: IntArray, key: IntArray, fixed: IntArray, movable: IntArray) -> RunningJobs:
-        held = [self.tasks[row] for row in self.leases]
-        sizes = np.array([len(node) for node, _ in held], np.int64)
-        none = np.zeros(0, np.int64)
+        first, node, mask = self.placed.of(rows)
         return RunningJobs(
             leases=range(len(rows)),  # type: ignore[arg-type]  # rows of this table: names would cost more
             teams=self.workload.teams,
@@ -224,10 +235,10 @@ class _Run:
             movable=movable,
             lost=np.zeros(len(rows), np.int64),
             classes=self.jobs.classes,
-            first=np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes))),
-            task_node=np.concatenate([node for node, _ in held]) if held else none,
-            task_mask=np.concatenate([mask for _, mask in held]) if held else none,
-            task_class=np.repeat(self.jobs.klass[rows], sizes),
+            first=first,
+            task_node=node,
+            task_mask=mask,
+            task_class=np.repeat(self.jobs.klass[rows], np.diff(first)),
         )
 
     def _start(self, decided: Plan) -> None:
@@ -273,14 +284,15 @@ class _Run:
         team = self.workload.teams[int(self.workload.team[row])]
         lease = Lease(lease=str(row), job=str(row), team=team, epoch=self.epoch, tasks=tasks)
         step(self.ledger, LeaseGranted(lease))
-        self.leases[row], self.tasks[row] = lease, (node, mask)
+        self.leases[row] = lease
+        self.placed.put(row, node, mask)
         self.seen.started_ns[row] = self.now
         heapq.heappush(self.finishing, (self.now + int(self.left_ns[row]), self.epoch, row))
 
     def _leave(self, row: int) -> int:
         """Release the lease; how long it ran."""
         lease = self.leases.pop(row)
-        del self.tasks[row]
+        self.placed.drop(row)
         step(self.ledger, LeaseReleased(lease.lease, lease.epoch))
         ran = self.now - int(self.seen.started_ns[row])
         self.seen.attained_ns[row] += ran

@@ -148,7 +148,7 @@ def fits(workload: Workload, nodes: Sequence[NodeSpec]) -> BoolArray:
     for node in nodes:
         key = (node.gpu_model, node.devices, node.device_mib, node.milli_cpu, node.mib)
         kinds[key] = kinds.get(key, 0) + 1
-    first, which = _shapes(workload)
+    first, which = shapes(workload)
     distinct = np.column_stack([getattr(workload, name)[first] for name in _SHAPE])
     held = np.zeros(len(distinct), np.int64)
     for row, (milli, gpu_mib, cpu, mib, models) in enumerate(distinct.tolist()):
@@ -166,7 +166,7 @@ _MANY = 2**32
 _SHAPE = ("milli_gpu", "gpu_mib", "milli_cpu", "mib", "models")
 
 
-def _shapes(workload: Workload) -> tuple[IntArray, IntArray]:
+def shapes(workload: Workload) -> tuple[IntArray, IntArray]:
     """(a row of each distinct task, [n] which of them each job has). Column by column: sorting whole rows is slow."""
     first, which = np.zeros(min(len(workload), 1), np.int64), np.zeros(len(workload), np.int64)
     for name in _SHAPE:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moorage.scheduling.model import IntArray, Shape
 from moorage.scheduling.queue import Queue, TaskClass
-from moorage.scheduling.simulator.model import Workload
+from moorage.scheduling.simulator.model import Workload, shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class Jobs:
 
     @classmethod
     def of(cls, workload: Workload) -> Jobs:
+        first, klass = shapes(workload)
         columns = (workload.milli_gpu, workload.gpu_mib, workload.milli_cpu, workload.mib, workload.models)
-        table, klass = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+        table = np.stack([column[first] for column in columns], axis=1)
         classes = tuple(
             TaskClass(
                 shape=Shape(milli_gpu=milli, gpu_mib=gpu_mib, milli_cpu=cpu, mib=mib),
@@ -31,7 +32,7 @@ class Jobs:
             )
             for milli, gpu_mib, cpu, mib, models in table.tolist()
         )
-        return cls(workload, classes, klass.reshape(-1).astype(np.int64))
+        return cls(workload, classes, klass)
 
     def queue(self, rows: IntArray, *, key: IntArray | None = None, arrival: bool = False) -> Queue:
         """The jobs at `rows` as they wait. With `arrival` they came in the order of `rows`, whatever their times."""

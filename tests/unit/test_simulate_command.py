@@ -70,6 +70,7 @@ def run(
     workload: Workload,
     *,
     policy: str,
+    period_ns: int = 0,
     stopwatch: Callable[[], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> JobsResult:

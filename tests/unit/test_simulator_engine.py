@@ -76,6 +76,16 @@ def test_backfill_uses_what_the_first_in_line_cannot() -> None:
     assert hours(run("backfill", *LATE_SMALL).finish_ns) == [10, 15, 3]
 
 
+def test_with_a_period_jobs_start_at_its_multiples_and_end_when_they_end() -> None:
+    jobs = (Job(1, 2, 4), Job(2, 3, 4), Job(4, 1, 4))
+    found = run("backfill", *jobs, period_ns=5 * HOUR)
+    assert hours(found.start_ns) == [5, 10, 15]
+    assert hours(found.finish_ns) == [7, 13, 16]
+    assert hours(found.longest_stint_ns) == [4, 8, 11]
+    assert found.decisions == 3
+    assert hours(run("backfill", *jobs, period_ns=0).finish_ns) == [3, 6, 7]
+
+
 def test_a_live_pool_is_overtaken_for_ten_minutes_and_no_longer() -> None:
     """And it goes by priority before submission."""
     load = workload(*LATE_SMALL)
