@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 from sqlalchemy import Connection, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from moorage.configs.pool import PoolSettings
 from moorage.errors import DataError, InvalidRequest, NotFound
 from moorage.runtime.control import postgres
 from moorage.runtime.control.book import node_spec
 from moorage.runtime.control.tables import jobs, leases, nodes, team_versions
 from moorage.runtime.history.table import codes
 from moorage.runtime.history.trace import Trace, check_any
+from moorage.scheduling.constraints import NO_TRAITS
 from moorage.scheduling.model import IntArray, NodeSpec
 from moorage.scheduling.simulator.model import Kind, LeftOut, Workload
 
@@ -70,7 +72,9 @@ def read_own(url: str, *, since_ns: int = 0) -> OwnHistory:
             .order_by(jobs.c.created_ns, jobs.c.id)
         ).all()
         known = db.execute(select(nodes).order_by(nodes.c.name)).all()
-        up = tuple(node_spec(row) for row in [row for row in known if row.alive] or known)
+        # a workload keeps no constraints of its jobs, so the nodes are replayed as if they had no taints either
+        plain = [replace(node_spec(row, PoolSettings()), traits=NO_TRAITS) for row in known]
+        up = tuple(node for node, row in zip(plain, known, strict=True) if row.alive) or tuple(plain)
         newest = select(team_versions.c.content).order_by(team_versions.c.version.desc()).limit(1)
         teams = db.execute(newest).scalar() or {}
     return _history(asked, held, up, teams)
