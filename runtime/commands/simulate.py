@@ -338,9 +338,13 @@ def show_philly(found: dict[str, Any]) -> None:
     screen.print(
         f"{found['jobs_file']}: {found['jobs']} jobs on {found['nodes']} nodes with {found['gpus']} GPUs"
     )
-    numbers = ("mean JCT h", "95% h", "longest queued h", "makespan d", "preemptions", "GPU time lost %")
-    made = shared.table("policy", *numbers, right=numbers)
+    numbers = ["mean JCT h", "95% h", "longest queued h", "makespan d", "preemptions", "GPU time lost %"]
+    sharing = "worst_over_partition" in found
+    if sharing:
+        numbers.append("worst team / own partition")
+    made = shared.table("policy", *numbers, right=tuple(numbers))
     for name, one in found["policies"].items():
+        worst = [f"{number(one['worst_over_partition'], 3)} {one['worst_team'] or ''}"] if sharing else []
         made.add_row(
             name,
             number(one["avg_jct_hours"], 2),
@@ -349,20 +353,24 @@ def show_philly(found: dict[str, Any]) -> None:
             number(one["makespan_days"], 1),
             str(one["preemptions"]),
             number(one["lost_gpu_percent"], 2),
+            *worst,
         )
     screen.print(made)
     screen.print()
     names = list(found["policies"])
+    alone = ["own partition"] if sharing and "static" not in names else []
     made = shared.table(
         "team",
         "jobs",
         "GPU share %",
+        *alone,
         *names,
         title="Mean JCT (hours) by team",
-        right=("jobs", "GPU share %", *names),
+        right=("jobs", "GPU share %", *alone, *names),
     )
     for team, one in sorted(found["by_team"].items(), key=lambda item: -item[1]["gpu_share"]):
-        figures = [number(found["policies"][name]["by_team"][team]["avg_jct_hours"], 2) for name in names]
+        figures = [number(one["partition_avg_jct_hours"], 2)] if alone else []
+        figures += [number(found["policies"][name]["by_team"][team]["avg_jct_hours"], 2) for name in names]
         made.add_row(team, str(one["jobs"]), number(100 * one["gpu_share"], 1), *figures)
     screen.print(made)
     show_rest(found)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moorage.scheduling.model import WHOLE
 from moorage.scheduling.simulator.model import JOB_CLASSES, ArrivalsResult, BoolArray, JobsResult, Workload
 from moorage.scheduling.simulator.openb import acceptance, curve
 
@@ -80,6 +81,23 @@ def jobs_figures(workload: Workload, run: JobsResult) -> dict[str, Any]:
     figures["decisions"] = run.decisions
     figures["decision_seconds"] = plain(run.elapsed_s)
     return figures
+
+
+def against_partition(figures: dict[str, Any], static: dict[str, Any], own_milli: Mapping[str, int]) -> None:
+    """Say of each team how its mean completion time compares with that in its own static partition of `own_milli`
+    milli-GPU, and which team fares worst by that."""
+    ratios: dict[str, float] = {}
+    for team, one in figures["by_team"].items():
+        alone = static["by_team"][team]["avg_jct_hours"]
+        one["share_gpus"] = plain(own_milli[team] / WHOLE)
+        one["partition_avg_jct_hours"] = alone
+        one["over_partition"] = None
+        if alone and one["avg_jct_hours"] is not None:
+            ratios[team] = one["avg_jct_hours"] / alone
+            one["over_partition"] = plain(ratios[team])
+    worst = max(ratios, key=ratios.__getitem__, default=None)
+    figures["worst_over_partition"] = None if worst is None else plain(ratios[worst])
+    figures["worst_team"] = worst
 
 
 def _times(jct: npt.NDArray[np.float64], rows: BoolArray, run: JobsResult) -> dict[str, Any]:

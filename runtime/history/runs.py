@@ -17,6 +17,7 @@ from moorage.runtime.history.trace import Trace, left_out_counts, left_out_json
 from moorage.scheduling.model import WHOLE, DeviceRule, NodeSpec
 from moorage.scheduling.simulator import engine, replay
 from moorage.scheduling.simulator.model import NotSimulated, Workload
+from moorage.scheduling.simulator.partition import shares
 
 Progress = Callable[[str, int, int], None]
 """(what runs, done, all)."""
@@ -108,25 +109,36 @@ def run(
 ) -> Report:
     """Jobs that end: every policy meets the same submissions.
 
-    `every_s`: how often is decided at the most, 0 = at every event; None = that, but for very many jobs.
+    `every_s`: how often is decided at the most, 0 = at every event; None = that, but for very many jobs. Where a policy
+    knows shares, all are also held against the static partition, which then runs too.
     """
     trace = trace.that_fit(nodes)
+    sharing = not engine.SHARING.isdisjoint(policies)
     if every_s is None:
         every_s = engine.PERIOD_NS / 1e9 if len(trace.workload) > engine.MANY_JOBS else 0.0
     found: dict[str, dict[str, Any]] = {}
     times: dict[str, npt.NDArray[np.float64]] = {}
     with _refusals():
-        for number, policy in enumerate(policies):
+        if sharing:
+            trace = trace.that_fit_shares(nodes)
+        every = list(dict.fromkeys((*policies, engine.STATIC) if sharing else policies))
+        for number, policy in enumerate(every):
             result = engine.simulate(
                 nodes,
                 trace.workload,
                 policy=policy,
                 period_ns=round(every_s * 1e9),
                 stopwatch=time.perf_counter,
-                progress=None if progress is None else _part(progress, policy, number, len(policies)),
+                progress=None if progress is None else _part(progress, policy, number, len(every)),
             )
             found[policy] = figures.jobs_figures(trace.workload, result)
             times[policy] = figures.jct_hours(trace.workload, result)
+        if sharing:
+            own = dict(zip(trace.workload.teams, shares(trace.workload, nodes).tolist(), strict=True))
+            for one in found.values():
+                figures.against_partition(one, found[engine.STATIC], own)
+            found = {policy: found[policy] for policy in policies}
+            times = {policy: times[policy] for policy in policies}
     head = {
         "trace": "philly",
         "jobs_file": trace.source,

@@ -11,7 +11,8 @@ import numpy as np
 
 from moorage.errors import DataError
 from moorage.scheduling.model import NodeSpec
-from moorage.scheduling.simulator.model import Kind, LeftOut, Workload, fits
+from moorage.scheduling.simulator.model import BoolArray, Kind, LeftOut, Workload, fits
+from moorage.scheduling.simulator.partition import fit_partition, shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +46,32 @@ class Trace:
         ]
         left_out = tuple(sorted((*self.left_out, *misfits), key=lambda one: one.row))
         check_any(self.source, int(possible.sum()), left_out)
-        if stay or not misfits:
+        return replace(self, left_out=left_out) if stay else self._kept(possible, left_out)
+
+    def that_fit_shares(self, nodes: Sequence[NodeSpec]) -> Trace:
+        """Without the jobs that could not run in their team's own partition of these nodes: teams are compared by
+        how their jobs fared there. Raises DataError when none is left."""
+        job, possible = self.workload, fit_partition(self.workload, nodes)
+        milli, own = job.gpus(), shares(job, nodes)
+        misfits = [
+            LeftOut(
+                row=int(self.rows[i]),
+                name=job.name(i),
+                code="fits-no-share",
+                text=f"asks for {milli[i] / 1000:g} GPU; the partition of {job.teams[job.team[i]]}, its share of the "
+                f"GPU-time, has {own[job.team[i]] / 1000:g}",
+            )
+            for i in np.flatnonzero(~possible).tolist()
+        ]
+        left_out = tuple(sorted((*self.left_out, *misfits), key=lambda one: one.row))
+        check_any(self.source, int(possible.sum()), left_out)
+        return self._kept(possible, left_out)
+
+    def _kept(self, possible: BoolArray, left_out: tuple[LeftOut, ...]) -> Trace:
+        if possible.all():
             return replace(self, left_out=left_out)
         kept = np.flatnonzero(possible)
-        return replace(self, workload=job.take(kept), rows=self.rows[kept], left_out=left_out)
+        return replace(self, workload=self.workload.take(kept), rows=self.rows[kept], left_out=left_out)
 
 
 def _of(models: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from moorage.scheduling.model import UNLIMITED, IntArray, Policy
-from moorage.scheduling.queueing import history, index, oldest
+from moorage.scheduling.queueing import fairshare, history, index, oldest
 from moorage.scheduling.simulator.model import Workload
 
 SECOND = 10**9
@@ -36,13 +36,17 @@ class Jobs:
     """Since when it waits."""
     waited_ns: IntArray
     """Time queued in earlier stints."""
+    ended_ns: IntArray
+    """-1 = has not ended."""
     capacity_milli: int
+    guarantee: IntArray
+    """[T] milli-GPU that each team is owed, for the disciplines that know shares."""
     now_ns: int = 0
     stopped: list[tuple[int, bool]] = field(default_factory=list)
     """(row, whether it ended) of the attempts that stopped since the last decision, in order."""
 
     @classmethod
-    def of(cls, workload: Workload, capacity_milli: int) -> Jobs:
+    def of(cls, workload: Workload, capacity_milli: int, guarantee: IntArray) -> Jobs:
         count = len(workload)
         return cls(
             workload=workload,
@@ -52,7 +56,9 @@ class Jobs:
             started_ns=np.full(count, -1, np.int64),
             queued_ns=np.zeros(count, np.int64),
             waited_ns=np.zeros(count, np.int64),
+            ended_ns=np.full(count, -1, np.int64),
             capacity_milli=capacity_milli,
+            guarantee=guarantee,
         )
 
     def ran_ns(self, rows: IntArray) -> IntArray:
@@ -108,6 +114,8 @@ class Discipline:
     hold_after_ns: int = UNLIMITED
     sharing: bool = False
     """Teams share the pool by weight; else jobs go by the index alone, whosever they are."""
+    shares: bool = False
+    """It goes by what each team is guaranteed."""
     tick_ns: int = 0
     """How often to decide again while jobs wait, though nothing arrived or ended; 0 = not."""
 
@@ -202,6 +210,53 @@ class Learned:
         )
 
 
+class Fair:
+    """Least attained service under guarantees: each team is held against a partition of its own, see `fairshare`.
+
+    Entitled rows come before all others, running or waiting. Nobody is kept from leaving for having started a moment
+    ago: a small team would else wait for that moment each time it comes back.
+    """
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._shadow = fairshare.shadow(len(jobs.workload.teams))
+        self._seen_ns = -1
+        """The shadow partitions have worked until then."""
+
+    def __call__(self, jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
+        self._work(jobs, waiting, running)
+        rows = np.concatenate((waiting, running))
+        key = index.attained_keys(jobs.milli[rows], jobs.service_ns(rows))
+        # who runs keeps its claim against who is ahead by less than what would push it out
+        ahead = key - np.where(np.arange(len(rows)) < len(waiting), 0, MARGIN)
+        team, milli = jobs.workload.team[rows], jobs.milli[rows]
+        claim = fairshare.claims(self._shadow, jobs.guarantee)
+        entitled = fairshare.entitled(np.lexsort((rows, ahead)), team, milli, claim)
+        key = fairshare.keys(key, entitled)
+        ranks = _pushing(jobs, running, key[: len(waiting)], key[len(waiting) :])
+        return replace(ranks, least_run_ns=0)
+
+    def _work(self, jobs: Jobs, waiting: IntArray, running: IntArray) -> None:
+        """What was held and asked for since the last decision, piece by piece between submissions and ends."""
+        team, milli, submit = jobs.workload.team, jobs.milli, jobs.workload.submit_ns
+        # who left or moved at the last decision had left when this time began
+        gone = np.array([row for row, over in jobs.stopped if over], np.int64)
+        fresh = submit[waiting] > self._seen_ns
+        held, asked = np.zeros((2, len(jobs.guarantee)), np.int64)
+        for rows in (running, gone):
+            np.add.at(held, team[rows], milli[rows])
+        for rows in (running, gone, waiting[~fresh]):
+            np.add.at(asked, team[rows], milli[rows])
+        changes = [(int(jobs.ended_ns[row]), int(row), -1) for row in gone]
+        changes += [(int(submit[row]), int(row), 1) for row in waiting[fresh]]
+        for at, row, sign in (*sorted(changes), (jobs.now_ns, -1, 0)):
+            seconds = at // SECOND - self._seen_ns // SECOND
+            fairshare.advance(self._shadow, seconds, held, asked, jobs.guarantee)
+            self._seen_ns = at
+            if sign:
+                asked[team[row]] += sign * milli[row]
+                held[team[row]] += min(sign, 0) * milli[row]
+
+
 def _pushing(jobs: Jobs, running: IntArray, waiting_key: IntArray, running_key: IntArray) -> Ranks:
     return Ranks(
         waiting=waiting_key,
@@ -232,6 +287,12 @@ DISCIPLINES: dict[str, Discipline] = {
     "las": Discipline(
         text="least attained service: jobs that had little GPU-time go first (Tiresias, NSDI'19)",
         begin=least_attained,
+        tick_ns=TICK_NS,
+    ),
+    "fair": Discipline(
+        text="las, each team with its share of the GPU-time guaranteed, as if it had a partition of its own",
+        begin=Fair,
+        shares=True,
         tick_ns=TICK_NS,
     ),
     "fifo": Discipline(

@@ -29,6 +29,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.planner import plan
 from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.simulator import partition
 from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline, Rank
 from moorage.scheduling.simulator.disciplines import Jobs as Seen
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
@@ -36,12 +37,19 @@ from moorage.scheduling.simulator.placed import Placed
 from moorage.scheduling.simulator.queueing import Jobs
 from moorage.scheduling.workspace import Workspace
 
-POLICIES: dict[str, str] = {name: found.text for name, found in DISCIPLINES.items()}
+STATIC = "static"
+_INSIDE = "las"
+"""What each static partition runs: the discipline that `fair` runs, so that only the sharing differs."""
+POLICIES: dict[str, str] = {name: found.text for name, found in DISCIPLINES.items()} | {
+    STATIC: "each team alone on its share of the GPU-time, rounded up to whole nodes; las in each"
+}
 """Queueing policy -> what it does. The first is the default."""
 
 SECOND = 10**9
 LOST_NS = 60 * SECOND
 """Run time that a preemption costs."""
+SHARING = frozenset((STATIC, *(name for name, found in DISCIPLINES.items() if found.shares)))
+"""Policies under which a job must fit its own team's partition."""
 
 Progress = Callable[[int, int], None]
 """(jobs that ended, all jobs), now and then."""
@@ -67,15 +75,44 @@ def simulate(
 ) -> JobsResult:
     """Run every job to its end under one policy. Raises NotSimulated.
 
-    `quotas`: the teams' figures, parents first; None = no quotas. Every job must fit the idle pool and its quotas.
+    `quotas`: the teams' figures, parents first; None = no quotas. Every job must fit the idle pool and its quotas, or
+    under `SHARING` policies its team's partition (`partition.fit_partition`).
     `period_ns`: decide at its multiples alone, as schedulers with a cycle do; 0 = whenever a job comes or ends.
     """
-    if policy not in DISCIPLINES:
+    if policy not in POLICIES:
         raise NotSimulated(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
+    if policy == STATIC:
+        return _partitions(nodes, workload, rule, lost_ns, period_ns, stopwatch, progress)
     run = _Run.of(nodes, workload, DISCIPLINES[policy], quotas, lost_ns, stopwatch)
     run.rule, run.period_ns = rule, period_ns
     run.to_the_end(progress)
     return run.result()
+
+
+def _partitions(
+    nodes: Sequence[NodeSpec],
+    workload: Workload,
+    rule: DeviceRule,
+    lost_ns: int,
+    period_ns: int,
+    stopwatch: Callable[[], float] | None,
+    progress: Progress | None,
+) -> JobsResult:
+    """Each team alone in its partition."""
+    parts: list[tuple[IntArray, JobsResult]] = []
+    done = 0
+    for team in range(len(workload.teams)):
+        rows = np.flatnonzero(workload.team == team)
+        if len(rows):
+            own = partition.own_nodes(workload, nodes, team)
+            run = _Run.of(own, workload.take(rows), DISCIPLINES[_INSIDE], None, lost_ns, stopwatch)
+            run.rule, run.period_ns = rule, period_ns
+            run.to_the_end(None)
+            parts.append((rows, run.result()))
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(workload))
+    return partition.merged(workload, parts)
 
 
 @dataclass(slots=True)
@@ -126,7 +163,8 @@ class _Run:
         for node in nodes:
             step(ledger, NodeUp(node))
         count = len(workload)
-        seen = Seen.of(workload, int(ledger.capacity()[0]))
+        guarantee = partition.shares(workload, nodes) if discipline.shares else np.zeros(0, np.int64)
+        seen = Seen.of(workload, int(ledger.capacity()[0]), guarantee)
         return cls(
             workload=workload,
             discipline=discipline,
@@ -304,6 +342,7 @@ class _Run:
         self.finish_ns[row] = self.now
         self.ended += 1
         self.seen.stopped.append((row, True))
+        self.seen.ended_ns[row] = self.now
 
     def _preempt(self, row: int) -> int:
         ran = self._leave(row)
