@@ -249,7 +249,7 @@ class Fair:
         changes = [(int(jobs.ended_ns[row]), int(row), -1) for row in gone]
         changes += [(int(submit[row]), int(row), 1) for row in waiting[fresh]]
         for at, row, sign in (*sorted(changes), (jobs.now_ns, -1, 0)):
-            seconds = at // SECOND - self._seen_ns // SECOND
+            seconds = at // SECOND - max(self._seen_ns, 0) // SECOND
             fairshare.advance(self._shadow, seconds, held, asked, jobs.guarantee)
             self._seen_ns = at
             if sign:
