@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -67,6 +67,8 @@ class PoolSettings(BaseModel):
     """How long Ray may not know a started attempt before it counts as lost."""
     max_pending: int = Field(default=10_000, ge=1, le=10_000_000)
     """Waiting jobs per team; above it submissions are refused."""
+    packing: Literal["potential", "best-fit"] = "potential"
+    """How tasks are packed onto nodes; "potential" takes over from best fit once the pool knows its mix of tasks."""
     nodes: Annotated[tuple[NodeRule, ...], BeforeValidator(_rules)] = ()
     """Labels, taints, region, spot and power of nodes by name, beside what Ray's labels say."""
     database: str = Field(default="", repr=False)

@@ -17,6 +17,7 @@ from moorage.errors import Unavailable
 from moorage.runtime.control import failpoints
 from moorage.runtime.control.book import Book
 from moorage.runtime.control.clock import Now
+from moorage.runtime.control.packing import Packing
 from moorage.runtime.control.store import Store
 from moorage.scheduling.ledger import LeaseReleased
 from moorage.scheduling.model import DeviceRule, JobRequest, Snapshot
@@ -42,6 +43,7 @@ class Core:
     book: Book
     settings: PoolSettings
     device_rule: DeviceRule
+    packing: Packing
     changed: threading.Condition = field(default_factory=threading.Condition)
     """Notified after every change: `grow` waits on it."""
     wake: threading.Event = field(default_factory=threading.Event)
@@ -92,6 +94,7 @@ class Core:
             ledger=self.book.ledger.copy(),
             pending=Queue.of(pending),
             device_rule=self.device_rule,
+            scoring=self.packing.scoring(self.book.ledger, self.store.clock.now().control_ns),
         )
 
     def notify(self) -> None:

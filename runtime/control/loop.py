@@ -13,6 +13,7 @@ from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.observing import Observer
 from moorage.scheduling.model import Policy
 from moorage.scheduling.planner import plan
+from moorage.scheduling.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Loop:
         self.last_tick_ns = 0
         self._observer = Observer(core)
         self._effects = Effects(core, backend, where)
+        self._workspace = Workspace()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -63,7 +65,7 @@ class Loop:
             if not pending:
                 return
             snapshot = core.snapshot(pending)
-        apply_plan(core, snapshot, plan(snapshot, self.policy, now.control_ns))
+        apply_plan(core, snapshot, plan(snapshot, self.policy, now.control_ns, self._workspace))
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)

@@ -36,6 +36,7 @@ from moorage.runtime.control.cost import Fold
 from moorage.runtime.control.explaining import Explainer, holdings
 from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.loop import Loop
+from moorage.runtime.control.packing import Packing
 from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.store import Store, record
 from moorage.runtime.control.tables import attempts, events, jobs, subleases, team_versions
@@ -66,6 +67,7 @@ class Service:
             book=Book(teams, settings),
             settings=settings or PoolSettings(),
             device_rule=DeviceRule(str(backend.device_rule)),
+            packing=Packing(self.store, settings or PoolSettings()),
         )
         with self.core.change() as change:
             _record_teams(change.db, change.now.wall_ns, teams)
@@ -84,6 +86,7 @@ class Service:
     def close(self) -> None:
         """Stop the loop and close the store. Jobs go on; the next start picks them up."""
         self.loop.stop()
+        self.core.packing.close()
         self.store.close()
 
     # -- identity and submission
