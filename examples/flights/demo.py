@@ -23,7 +23,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from demo_steps import evaluating, features, ledger, registering, reporting, serving, sweeping, training
+from demo_steps import (
+    decisions,
+    evaluating,
+    features,
+    ledger,
+    registering,
+    reporting,
+    serving,
+    sweeping,
+    training,
+)
 from demo_steps.checks import Checks, StepFailed
 from demo_steps.pool import NODES, Pool, choose_home
 from demo_steps.run import OPS, RESEARCH, Run
@@ -146,12 +156,13 @@ def steps(demo: Run) -> None:
         try:
             bring_up(demo)
             demo.began = time.time()
-            features.run(demo)
-            train_and_sweep(demo, threads)
-            registering.run(demo)
-            serve_and_evaluate(demo, threads)
+            with decisions.Watch(demo) as watch:
+                features.run(demo)
+                train_and_sweep(demo, threads)
+                registering.run(demo)
+                serve_and_evaluate(demo, threads)
             demo.screen.start(ledger.STEP, "collecting")
-            ledger.collect(demo, time.time_ns())
+            ledger.collect(demo, time.time_ns(), watch.said)
         except BaseException:
             # threads that wait for jobs must not outlive the reason they wait
             for job in demo.jobs.values():

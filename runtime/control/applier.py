@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import insert, update
 
-from moorage.runtime.control import records
+from moorage.runtime.control import deciding, records
 from moorage.runtime.control.api import ADMITTED, PENDING
 from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.states import ON_RAY
@@ -22,28 +22,30 @@ def apply_plan(core: Core, snapshot: Snapshot, plan: Plan) -> int:
     with core.store.lock:
         if plan.version != core.book.ledger.version:
             return 0
-        core.book.reasons = {request.job: reason for request, reason in plan.waiting(snapshot)}
+        waiting = list(plan.waiting(snapshot))
+        core.book.reasons = {request.job: reason for request, reason in waiting}
+        news = core.book.told.news(waiting, core.store.clock.now().control_ns)
+        if news:
+            with core.change() as change:
+                deciding.record_waits(change.db, change.now, news)
         if len(plan.admitted) == 0:
             return 0
-        done = 0
+        done, older = 0, deciding.older_than(waiting)
         with core.change("admit") as change:
             for request, tasks in plan.admissions(snapshot):
-                done += _admit(core, change, request, tasks)
+                done += _admit(core, change, request, tasks, older(request.submitted_ns))
         return done
 
 
 def within_quota(ledger: Ledger, lease: Lease) -> bool:
     """Whether the lease keeps its team within its allowance now, for every GPU model it touches."""
-    need: dict[int, int] = {}
-    for task in lease.tasks:
-        column = int(ledger.model[ledger.node_row[task.node]])
-        for at in {0, column} if task.milli_gpu else ():
-            need[at] = need.get(at, 0) + task.milli_gpu
     room = Quotas.of(ledger).room(ledger.team_row[lease.team])
-    return all(amount <= room[column] for column, amount in need.items())
+    return all(amount <= room[column] for column, amount in deciding.needs(ledger, lease).items())
 
 
-def _admit(core: Core, change: Change, request: JobRequest, tasks: tuple[TaskPlacement, ...]) -> bool:
+def _admit(
+    core: Core, change: Change, request: JobRequest, tasks: tuple[TaskPlacement, ...], older: int
+) -> bool:
     ledger = core.book.ledger
     epoch = max(records.next_epoch(change.db), ledger.last_epoch + 1)
     lease = Lease(
@@ -59,6 +61,7 @@ def _admit(core: Core, change: Change, request: JobRequest, tasks: tuple[TaskPla
     ):
         change.after.append(lambda: core.book.drop(request.job))
         return False
+    rule = deciding.admitted_by(ledger, lease, older)
     try:
         change.touched_book = True
         step(ledger, LeaseGranted(lease))
@@ -70,7 +73,14 @@ def _admit(core: Core, change: Change, request: JobRequest, tasks: tuple[TaskPla
         name: ledger.models[int(ledger.model[i])] for name, i in ledger.node_row.items() if ledger.model[i]
     }
     records.grant(
-        change.db, change.now, lease, kind=kind, attempt=attempt, models=models, settings=core.settings
+        change.db,
+        change.now,
+        lease,
+        kind=kind,
+        attempt=attempt,
+        models=models,
+        settings=core.settings,
+        rule=rule,
     )
     if request.parent:
         return _hold(core, change, request, lease)

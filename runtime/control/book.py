@@ -16,6 +16,7 @@ from moorage.configs.pool import PoolSettings
 from moorage.configs.teams import ANY, Teams
 from moorage.runtime.control import records
 from moorage.runtime.control.api import PENDING
+from moorage.runtime.control.deciding import Told
 from moorage.runtime.control.tables import jobs, leases, nodes, subleases
 from moorage.scheduling.ledger import Event, LeaseGranted, Ledger, NodeDown, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
@@ -40,6 +41,8 @@ class Book:
         self.not_before: dict[str, int] = {}
         """Control time before which a requeued job is not tried again."""
         self.reasons: dict[str, Reason] = {}
+        self.told = Told()
+        """Which reasons the audit record has."""
         self.ray_ids: dict[str, str] = {}
         """Node name -> Ray's id of its present incarnation."""
         self.dirty = True

@@ -91,8 +91,9 @@ def grant(
     attempt: int,
     models: dict[str, str],
     settings: PoolSettings,
+    rule: dict[str, Any],
 ) -> None:
-    """Write a lease, its placements and the event that audit and cost are folded from."""
+    """Write a lease, its placements and the event that audit and cost are folded from. `rule` says what let it in."""
     db.execute(
         insert(leases).values(
             id=lease.lease,
@@ -127,6 +128,7 @@ def grant(
         "attempt": attempt,
         "milli_gpu": lease.milli_gpu,
         "tasks": parts,
+        "rule": rule,
     }
     record(db, now, "lease.granted", payload, team=lease.team, job_id=lease.job, lease_id=lease.lease)
 

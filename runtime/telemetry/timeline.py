@@ -25,6 +25,8 @@ class Holding:
     milli_gpu: int
     start_s: float
     end_s: float
+    number: int = 0
+    """Of the decision that granted it, to be looked up in a table; 0 = none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Wait:
     start_s: float
     end_s: float
     reason: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,11 +169,17 @@ def _bar(
     top = row + 0.9 - bar.high / WHOLE * 0.9
     figure.box(axes, held.start_s, top, held.end_s - held.start_s, tall, colour)
     share = "" if held.milli_gpu == WHOLE else f" {held.milli_gpu / WHOLE:g}"
-    text = names.get(held.job, held.job) + share
+    text = _numbered(held.number, names.get(held.job, held.job) + share)
     room = (held.end_s - held.start_s) / end * (width - 110)
+    if held.number and room <= 6.2 * len(text):
+        text = str(held.number)
     if tall > 0.34 and room > 6.2 * len(text):
         middle = held.start_s + (held.end_s - held.start_s) / 2
         figure.label(axes, middle, top + tall / 2, text, palette.ink_on(colour), size=10 if tall > 0.5 else 9)
+
+
+def _numbered(number: int, text: str) -> str:
+    return f"{number} · {text}" if number else text
 
 
 def _wait(
@@ -179,12 +188,14 @@ def _wait(
     figure.box(
         axes, wait.start_s, top, wait.end_s - wait.start_s, 0.8, palette.PAPER, edge=colour, hatched=True
     )
-    text = names.get(wait.job, wait.job) + (f": {wait.reason}" if wait.reason else "")
+    text = _numbered(wait.number, names.get(wait.job, wait.job) + (f": {wait.reason}" if wait.reason else ""))
     per_second = (width - 110) / end
     if (wait.end_s - wait.start_s) * per_second > 6.2 * len(text) + 12:
         middle = (wait.start_s + wait.end_s) / 2
         figure.label(axes, middle, top + 0.4, text, palette.INK, size=10, ground=palette.PAPER)
         return
+    if max(end - wait.end_s, wait.start_s) * per_second < 5.5 * len(text):
+        text = _numbered(wait.number, names.get(wait.job, wait.job))
     right = (end - wait.end_s) * per_second > 5.5 * len(text) or wait.start_s < end - wait.end_s
     at = wait.end_s + end * 0.01 if right else wait.start_s - end * 0.01
     figure.label(axes, at, top + 0.4, text, palette.INK, size=10, anchor="left" if right else "right")

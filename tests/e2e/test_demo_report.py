@@ -107,6 +107,25 @@ def test_the_picture_names_jobs_devices_waits_and_marks() -> None:
     assert 'role="img"' in drawn and "waited: deep" in drawn
 
 
+def test_the_picture_carries_the_numbers_of_the_decisions() -> None:
+    """S8: also where the name of the job has no room."""
+    narrow = Holding(
+        node="n", device=0, team="ops", job="bandwidth", milli_gpu=1000, start_s=10, end_s=10.6, number=3
+    )
+    drawn = timeline.draw(
+        [
+            Holding(
+                node="n", device=0, team="ops", job="train", milli_gpu=1000, start_s=0, end_s=9, number=1
+            ),
+            narrow,
+        ],
+        [("n", 0)],
+        waits=[timeline.Wait(team="ops", job="deep", start_s=1, end_s=9, reason="behind", number=2)],
+    )
+    for text in (">1 · train<", ">2 · deep: behind<", ">3<"):
+        assert text in drawn, text
+
+
 # --- shift
 
 
@@ -361,9 +380,38 @@ def facts(name: str = "flights-train") -> dict[str, Any]:
                 "label_rate": {**dict.fromkeys(months, 0.2), "train": 0.3},
             },
         },
+        "decisions": [
+            {
+                "number": 1,
+                "at_s": 1.0,
+                "team": "ops",
+                "job": name,
+                "decision": "starts",
+                "lease": "l-1",
+                "attempt": 2,
+                "milli_gpu": 1000,
+                "places": ["node-0/0"],
+                "rule": "own-quota",
+                "text": f"within the quota of {name}",
+                "waited_s": 0.1,
+            },
+            {
+                "number": 2,
+                "at_s": 62.0,
+                "team": "research",
+                "job": "flights-sweep-deep",
+                "decision": "waits",
+                "milli_gpu": 2000,
+                "rule": "team-limit",
+                "text": "team research holds 2 of its limit",
+                "suggestions": ["raise the limit", f"end {name}"],
+                "earliest": "When it starts is not known.",
+                "plans": 9,
+            },
+        ],
         "timeline": {
             "devices": [["node-0", 0], ["node-0", 1]],
-            "holdings": [{**at, "team": "ops", "job": name, "start_s": 1.0, "end_s": 9.0}],
+            "holdings": [{**at, "team": "ops", "job": name, "start_s": 1.0, "end_s": 9.0, "number": 1}],
             "waits": [
                 {
                     "team": "research",
@@ -394,6 +442,12 @@ def test_the_demo_page_shows_every_section_and_escapes_what_jobs_said() -> None:
     wanted = (
         "Who held which device when",
         "waits, and says why",
+        "What the scheduler decided, and by which rule",
+        "Admissions: 1, waits: 1",
+        "It would start now with one of these: raise the limit; end ",
+        "Placed 1 GPU on node-0/0.",
+        ", attempt 2",
+        "1:02",
         "death of a worker",
         "the gate on July",
         "2,000 requests",
@@ -405,7 +459,8 @@ def test_the_demo_page_shows_every_section_and_escapes_what_jobs_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["timeline", "train", "evaluation", "requests", "cost", "registry", "queue", "sweeps"]
+    "missing",
+    ["timeline", "decisions", "train", "evaluation", "requests", "cost", "registry", "queue", "sweeps"],
 )
 def test_a_run_cut_short_still_has_a_page(missing: str) -> None:
     """A failed demo must show what it got to, and where it stopped."""

@@ -148,6 +148,26 @@ def test_a_job_over_quota_waits_with_its_reason(pool: Pool) -> None:
     assert "at last" in logs(pool, "second", "research")
 
 
+def test_a_change_of_quotas_is_replayed_on_what_the_pool_did(pool: Pool, tmp_path: Path) -> None:
+    """S8: research waits for its limit of 2; with 4 it would not have. Nothing is applied."""
+    for number in (1, 2):
+        submit(pool, f"week-{number}", "sleep", "3", who="research", workers="2", gpus_per_worker="1")
+    assert [finished(pool, f"week-{number}") for number in (1, 2)] == ["SUCCEEDED"] * 2
+    file = tmp_path / "quotas.yaml"
+    file.write_text("teams: {ops: {quota: 4, limit: 6}, research: {quota: 2, limit: 4}}\n")
+    shown = pool.moorage("plan", str(file), timeout=300)
+    assert shown.returncode == 0 and "research: limit 2 -> 4" in shown.stdout, shown.stdout + shown.stderr
+    found = json.loads(pool.moorage("plan", str(file), "--json", timeout=300).stdout)
+    research = next(one for one in found["teams"] if one["team"] == "research")
+    assert research["before"]["wait_longest_s"] > 2.5 > research["after"]["wait_longest_s"], found
+    assert found["as_it_was"]["wait_longest_s"] > 2.5
+    limits = {
+        one["team"]: one["limit_milli_gpu"]
+        for one in json.loads(pool.moorage("status", "--json").stdout)["teams"]
+    }
+    assert limits["research"] == 2000, "as before"
+
+
 def test_a_hanging_job_is_stopped(pool: Pool, tmp_path: Path) -> None:
     """Bad input: an entrypoint that hangs and ignores SIGTERM; `ray job stop` ends its process."""
     mark = tmp_path / "pid"

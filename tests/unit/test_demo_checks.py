@@ -21,8 +21,10 @@ import pytest
 from moorage.runtime.telemetry import timeline
 
 flights_case.importable()
-from demo_steps import evaluating, features, ledger, sections, serving, training  # noqa: E402
+from demo_steps import decisions, evaluating, features, ledger, sections, serving, training  # noqa: E402
 from demo_steps.checks import Checks  # noqa: E402
+
+S = 10**9
 
 
 def a_demo(**more: Any) -> Any:
@@ -104,6 +106,101 @@ def test_the_client_counts_what_came_back() -> None:
     outcome.failures["HTTP 500"] += 1
     counted = load.summary(outcome, 1)
     assert (counted["sent"], counted["ok"], counted["errors"]) == (2, 1, 1)
+
+
+# --- decisions
+
+
+def decided(kind: str, at: int, job: str, /, **payload: Any) -> dict[str, Any]:
+    lease = f"l-{at}" if kind == "lease.granted" else ""
+    return {
+        "kind": kind,
+        "wall_ns": at * S,
+        "team": "ops",
+        "job_id": job,
+        "lease_id": lease,
+        "payload": payload,
+    }
+
+
+def granted_by(at: int, job: str, code: str = "own-quota", kind: str = "job") -> dict[str, Any]:
+    tasks = [
+        {"node": "n", "devices": [1, 0], "milli_gpu": 2000},
+        {"node": "m", "devices": [], "milli_gpu": 0},
+    ]
+    rule = {"code": code, "text": "within"}
+    return decided("lease.granted", at, job, kind=kind, attempt=1, milli_gpu=2000, tasks=tasks, rule=rule)
+
+
+DECIDED = [
+    decided("job.pending", 1, "deep"),
+    granted_by(2, "wide"),
+    decided("job.waits", 3, "deep", rule="team-limit", text="holds 2", asked_milli_gpu=2000),
+    decided("lease.released", 8, "wide"),
+    granted_by(9, "deep", kind="job"),
+    granted_by(10, "deep", kind="sublease"),
+]
+SAID = {
+    ("deep", "team-limit"): {
+        "suggestions": [{"text": "raise it"}, {"text": "end wide, or wait for it"}],
+        "earliest_text": "In 5 min.",
+        "plans": 7,
+    }
+}
+
+
+def test_decisions_are_numbered_and_joined_with_what_was_said() -> None:
+    """S8."""
+    found = decisions.collect(DECIDED, SAID, S)
+    assert [(one["number"], one["decision"], one["at_s"]) for one in found] == [
+        (1, "starts", 1),
+        (2, "waits", 2),
+        (3, "starts", 8),
+        (4, "grows", 9),
+    ]
+    assert found[0]["places"] == ["m", "n/0", "n/1"] and found[2]["waited_s"] == 8
+    assert (
+        found[1]["suggestions"] == ["raise it", "end wide, or wait for it"]
+        and found[1]["earliest"] == "In 5 min."
+    )
+    assert decisions.numbers(found) == {"l-2": 1, "l-9": 3, "l-10": 4}
+
+
+@pytest.mark.parametrize(
+    ("events", "said", "missed"),
+    [
+        (DECIDED, SAID, []),
+        ([], {}, ["each decision names its rule", "`moorage why` told what starts the waiting job"]),
+        ([*DECIDED, granted_by(11, "x", "")], SAID, ["each decision names its rule"]),
+        (DECIDED, {}, ["`moorage why` told what starts the waiting job"]),
+        (
+            DECIDED,
+            {("deep", "team-limit"): {"suggestions": [{"text": "end widest, or wait for it"}]}},
+            ["`moorage why` told what starts the waiting job"],
+        ),
+    ],
+    ids=["good", "nothing", "no rule", "nobody asked", "another job"],
+)
+def test_a_decision_without_its_words_is_caught(events: list[Any], said: Any, missed: list[str]) -> None:
+    demo = a_demo()
+    decisions.check(demo, decisions.collect(events, said, 0), "deep", "wide")
+    assert failed(demo) == missed
+
+
+def test_the_watch_asks_once_for_each_rule() -> None:
+    asked: list[str] = []
+    queue = [{"job": "deep", "reason": {"code": "team-limit"}}, {"job": "new", "reason": None}]
+
+    class Pool:
+        def get(self, path: str) -> Any:
+            asked.append(path)
+            if path.endswith("/status"):
+                return {"queue": queue}
+            return {"explanation": {"reason": {"code": "team-limit"}, "suggestions": []}}
+
+    watch = decisions.Watch(a_demo(pool=Pool()))
+    watch._ask(), watch._ask()
+    assert asked.count("/moorage/v1/jobs/deep/why") == 1 and list(watch.said) == [("deep", "team-limit")]
 
 
 # --- leases and money

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from demo_steps import decisions
 from demo_steps.run import Run
 from demo_steps.serving import JOB as SERVED
+from demo_steps.sweeping import DEEP_JOB, WIDE_JOB
 from moorage.runtime.telemetry.timeline import Holding, Mark, Wait, device_seconds
 
 STEP = "report"
 SECOND = 1e9
 
 
-def holdings(events: list[dict[str, Any]], origin_ns: int, now_ns: int) -> list[Holding]:
-    """Every device share that a lease held, in seconds since `origin_ns`; a lease still held ends `now_ns`."""
+def holdings(
+    events: list[dict[str, Any]], origin_ns: int, now_ns: int, numbers: Mapping[str, int] | None = None
+) -> list[Holding]:
+    """Every device share that a lease held, in seconds since `origin_ns`; a lease still held ends `now_ns`. `numbers`
+    are those of the decisions, by lease."""
+    numbers = numbers or {}
     ends = {e["lease_id"]: e["wall_ns"] for e in events if e["kind"] == "lease.released"}
     found = []
     for event in events:
@@ -31,12 +38,13 @@ def holdings(events: list[dict[str, Any]], origin_ns: int, now_ns: int) -> list[
                         milli_gpu=task["milli_gpu"] // len(task["devices"]),
                         start_s=(event["wall_ns"] - origin_ns) / SECOND,
                         end_s=(ends.get(event["lease_id"], now_ns) - origin_ns) / SECOND,
+                        number=numbers.get(event["lease_id"], 0),
                     )
                 )
     return found
 
 
-def collect(demo: Run, now_ns: int) -> None:
+def collect(demo: Run, now_ns: int, said: dict[tuple[str, str], Any]) -> None:
     """The timeline, the bill, and that both say the same."""
     events, status, bill = (
         demo.pool.events(),
@@ -44,7 +52,10 @@ def collect(demo: Run, now_ns: int) -> None:
         demo.pool.get("/moorage/v1/cost"),
     )
     origin = int(demo.began * SECOND)
-    held = holdings(events, origin, now_ns)
+    decided = decisions.collect(events, said, origin)
+    decisions.check(demo, decided, DEEP_JOB, WIDE_JOB)
+    demo.facts["decisions"] = decided
+    held = holdings(events, origin, now_ns, decisions.numbers(decided))
     drawn = device_seconds(held)
     check_bill(demo, drawn, sum(job["gpu_seconds"] for job in bill_of(bill)))
     check_releases(demo, events)
@@ -59,10 +70,11 @@ def collect(demo: Run, now_ns: int) -> None:
                 "milli_gpu": h.milli_gpu,
                 "start_s": round(h.start_s, 3),
                 "end_s": round(h.end_s, 3),
+                "number": h.number,
             }
             for h in held
         ],
-        "waits": waits(demo, origin),
+        "waits": waits(demo, origin, decided),
         "marks": marks(demo, origin),
     }
     demo.facts["cost"] = {
@@ -119,10 +131,8 @@ def bill_of(bill: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(job) for job in bill["jobs"]]
 
 
-def waits(demo: Run, origin: int) -> list[dict[str, Any]]:
+def waits(demo: Run, origin: int, decided: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Jobs that waited for room longer than it takes to plan."""
-    from demo_steps.sweeping import DEEP_JOB
-
     job = demo.pool.job(DEEP_JOB)
     granted = [
         e["wall_ns"] for e in demo.pool.events() if e["kind"] == "lease.granted" and e["job_id"] == DEEP_JOB
@@ -131,6 +141,7 @@ def waits(demo: Run, origin: int) -> list[dict[str, Any]]:
         return []
     start, end = (job["created_ns"] - origin) / SECOND, (granted[0] - origin) / SECOND
     code = str((demo.facts["queue"].get("reason") or {}).get("code", ""))
+    numbers = [d["number"] for d in decided if d["job"] == DEEP_JOB and d["decision"] == "waits"]
     return [
         {
             "team": job["team"],
@@ -138,6 +149,7 @@ def waits(demo: Run, origin: int) -> list[dict[str, Any]]:
             "start_s": round(start, 3),
             "end_s": round(end, 3),
             "reason": code,
+            "number": numbers[0] if numbers else 0,
         }
     ]
 

@@ -20,6 +20,7 @@ def build(found: Facts) -> Report:
     """The page of a run, whole or cut short: a section is left out when its step did not get there."""
     made: list[tuple[str, Callable[[Facts], Section]]] = [
         ("timeline", sections.devices),
+        ("decisions", sections.decided),
         ("queue", sections.queue),
         ("features", sections.features),
         ("train", sections.training),

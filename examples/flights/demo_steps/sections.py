@@ -36,10 +36,54 @@ def devices(found: Facts) -> Section:
                 timeline.draw,
                 **drawn,
                 caption="One row per logical GPU, one hue per team, one tint per job; a job that holds a part of a "
-                "device takes that part of the row. From the leases in the audit record. Hatched: a job in the queue.",
+                "device takes that part of the row. From the leases in the audit record. Hatched: a job in the queue. "
+                "The numbers are those of the decisions below.",
             )
         ],
     )
+
+
+def decided(found: Facts) -> Section:
+    made = found["decisions"]
+    told = sum(bool(one.get("suggestions")) for one in made)
+    waiting = sum(one["decision"] == "waits" for one in made)
+    return Section(
+        title="What the scheduler decided, and by which rule",
+        parts=[
+            f"Admissions: {len(made) - waiting}, waits: {waiting}, as the audit record has them; the numbers are "
+            "those in the picture above. What would start a waiting job is what `moorage why` said while it waited: "
+            f"each change was tried on a copy of the pool and planned again (asked in time: {told} of {waiting}).",
+            Table(
+                head=["decision", "no.", "at", "team", "job", "the rule"],
+                rows=[_decision(one) for one in made],
+                numbers=frozenset({1, 2}),
+                tones=["warn" if one["decision"] == "waits" else "good" for one in made],
+            ),
+        ],
+    )
+
+
+def _decision(one: Facts) -> list[str]:
+    at = max(0, round(one["at_s"]))
+    head = [one["decision"], str(one["number"]), f"{at // 60}:{at % 60:02d}", one["team"]]
+    job = one["job"].removeprefix("flights-") + (
+        f", attempt {one['attempt']}" if one.get("attempt", 1) > 1 else ""
+    )
+    if one["decision"] == "waits":
+        text = f"`{one['rule']}`: {one['text']}."
+        if one["suggestions"]:
+            text += f" It would start now with one of these: {'; '.join(one['suggestions'])}."
+        return [*head, job, f"{text} {one['earliest']}".rstrip()]
+    gpus = (
+        f"{one['milli_gpu'] / 1000:g} GPU{'s' * (one['milli_gpu'] != 1000)} on "
+        if one["milli_gpu"]
+        else "on "
+    )
+    return [
+        *head,
+        job,
+        f"`{one['rule']}`: {one['text']}. Placed {gpus}{', '.join(one['places']) or 'the head node'}.",
+    ]
 
 
 def queue(found: Facts) -> Section:

@@ -12,7 +12,7 @@ from demo_steps.run import PATIENCE_S, RESEARCH, Run
 WIDE, DEEP = "sweep wide", "sweep deep"
 WIDE_JOB, DEEP_JOB = "flights-sweep-wide", "flights-sweep-deep"
 TRIALS = 6
-PER_SWEEP = {"workers": "2", "gpus_per_worker": "1", "cpus_per_worker": "1"}
+PER_SWEEP = {"workers": "2", "gpus_per_worker": "1", "cpus_per_worker": "1", "max_runtime": "15m"}
 POLL_S = 0.25
 
 
