@@ -20,13 +20,14 @@ import numpy.typing as npt
 from moorage.kernels.gang import Pool, place_within
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.moving import scattered
-from moorage.kernels.sharing import next_team
-from moorage.kernels.teams import Teams, charge, in_quota, limits, narrower, room
+from moorage.kernels.sharing import at_its_share, next_team
+from moorage.kernels.teams import Teams, charge, hold, in_quota, limits, narrower, room
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 UNLIMITED = 2**62
+WHOLE = 1000
 NOBODY = -(2**62)
 """The greatest index of nobody."""
 
@@ -154,17 +155,22 @@ def _why(teams: Teams, rows: Rows, row: int, left: I64, out: Out, at: int) -> in
 def _admit(teams: Teams, rows: Rows, row: int, workers: int, pool: Pool, out: Out, state: I64) -> None:
     at, team = state[TASKS], rows.team[row]
     heads = 1 if rows.head[row] >= 0 else 0
+    cpu, mib, gpu_mib = np.int64(0), np.int64(0), np.int64(0)
     for t in range(heads + workers):
         c = rows.head[row] if t < heads else rows.worker[row]
+        cpu += pool.classes.cpu[c]
+        mib += pool.classes.mib[c]
         out.task_admission[at + t] = state[ADMITTED]
         out.task_index[at + t] = t - heads
         out.task_class[at + t] = c
         milli = pool.classes.milli[c]
         if milli > 0:
             charge(teams, team, 0, milli)
+            gpu_mib += out.task_mem[at + t] * max(milli // WHOLE, np.int64(1))
             m = pool.nodes.model[out.task_node[at + t]]
             if m > 0:
                 charge(teams, team, m, milli)
+    hold(teams, team, cpu, mib, gpu_mib)
     out.admitted[state[ADMITTED]] = row
     out.workers[state[ADMITTED]] = workers
     state[ADMITTED] += 1
@@ -237,6 +243,8 @@ def _try_row(
         room(teams, team, allowed)
         for m in range(len(allowed)):
             within[m] = allowed[m]
+        if first and asked == 0 and teams.counted[0] > 0 and at_its_share(teams, team):
+            return BORROWS
         if first and asked > 0:
             in_quota(teams, team, own)
             if asked > own[0] or asked > own[column]:

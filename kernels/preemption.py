@@ -21,7 +21,7 @@ from moorage.kernels.gang import Pool, place_within
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.placing import take
 from moorage.kernels.placing_scores import Nodes
-from moorage.kernels.teams import Teams, charge, room
+from moorage.kernels.teams import Teams, charge, hold, room
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -78,7 +78,9 @@ def move(running: Running, v: int, sign: int, pool: Pool, teams: Teams) -> None:
     nodes, classes = pool.nodes, pool.classes
     for t in range(running.first[v], running.first[v + 1]):
         c, n = running.klass[t], running.node[t]
-        take(nodes, classes, pool.scores, c, n, running.mask[t], sign)
+        mem = take(nodes, classes, pool.scores, c, n, running.mask[t], sign)
+        gpu_mib = mem * max(classes.milli[c] // WHOLE, np.int64(1))
+        hold(teams, running.team[v], -sign * classes.cpu[c], -sign * classes.mib[c], -sign * gpu_mib)
         if classes.milli[c] > 0:
             charge(teams, running.team[v], 0, -sign * classes.milli[c])
             if nodes.model[n] > 0:

@@ -33,7 +33,8 @@ def _level(shares: Shares, k: int, t: int, milli: np.int64) -> np.int64:
     for r in range(len(shares.rest)):
         there = shares.rest[r]
         if there > 0:
-            most = max(most, min(shares.held[k, t, r], 2 * there) * whole // there - due)
+            part = min(shares.held[k, t, r] >> shares.shift[r], 2 * there)
+            most = max(most, part * whole // there - due)
     return most
 
 
@@ -46,6 +47,13 @@ def refresh(teams: Teams) -> None:
             shares.stale[t] = False
             shares.level[OWN, t] = _level(shares, OWN, t, teams.used[t, 0])
             shares.level[ALL, t] = _level(shares, ALL, t, teams.total[t, 0])
+
+
+@inner
+def at_its_share(teams: Teams, t: int) -> bool:
+    """Whether a team's own jobs hold their quota's part of some resource, or more: the rest they borrow."""
+    shares = teams.shares
+    return len(shares.weight) > 0 and _level(shares, OWN, t, teams.used[t, 0]) >= 0
 
 
 @inner

@@ -27,13 +27,15 @@ class Shares(NamedTuple):
     scale: int
     """Level per milli-GPU; 0 where there are no GPUs."""
     rest: I64
-    """[3] the pool's CPU, memory and GPU memory, in units of which it has less than 2^30; 0 = does not count."""
+    """[3] the pool's CPU, memory and GPU memory, less than 2^30 after the shift; 0 = does not count."""
+    shift: I64
+    """[3] bits by which amounts of them are shifted to the right."""
     weight: I64
     """[T] 1..2^20"""
     due: I64
     """[2, T] milli-GPU that come off what is held: the quota of the team's own jobs, and of its subtree."""
     held: I64
-    """[2, T, 3] of the resources in `rest`, by the team's own jobs and by its subtree. GPUs are in `Teams`."""
+    """[2, T, 3] milli-CPU, MiB and GPU MiB of the team's own jobs, and of its subtree. GPUs are in `Teams`."""
     level: I64
     """[2, T] of rows that are not `stale`."""
     stale: Bool
@@ -94,6 +96,22 @@ def charge(teams: Teams, team: int, m: int, milli: np.int64) -> None:
         if shared:
             teams.shares.stale[row] = True
         row = teams.parent[row]
+
+
+@inner
+def hold(teams: Teams, team: int, cpu: np.int64, mib: np.int64, gpu_mib: np.int64) -> None:
+    """Book more (or less) of what a team holds beside GPUs, where the order among teams asks for it."""
+    shares = teams.shares
+    if len(shares.weight) == 0:
+        return
+    for k in range(2):
+        row = team
+        while row >= 0:
+            shares.held[k, row, 0] += cpu
+            shares.held[k, row, 1] += mib
+            shares.held[k, row, 2] += gpu_mib
+            shares.stale[row] = True
+            row = teams.parent[row] if k else -1
 
 
 @inner

@@ -233,6 +233,7 @@ def _grant(ledger: Ledger, lease: Lease) -> None:
         raise
     for row, task in zip(rows, lease.tasks, strict=True):
         _charge(ledger, team, row, task.milli_gpu)
+    _hold(ledger, team, lease, 1)
     ledger.touched += rows
     ledger.leases[lease.lease] = lease
     if ledger._by_job is not None:
@@ -252,6 +253,7 @@ def _release(ledger: Ledger, lease_id: str, epoch: int) -> None:
         _move(ledger, row, task, 1)
         _charge(ledger, team, row, -task.milli_gpu)
         ledger.touched.append(row)
+    _hold(ledger, team, lease, -1)
     del ledger.leases[lease_id]
     if ledger._by_job is not None:
         of_job = ledger._by_job[lease.job]
@@ -305,6 +307,19 @@ def _charge(ledger: Ledger, team: int, row: int, milli: int) -> None:
     used[team, 0] = used.item(team, 0) + milli
     if column:
         used[team, column] = used.item(team, column) + milli
+
+
+def _hold(ledger: Ledger, team: int, lease: Lease, sign: int) -> None:
+    """Add to what the team holds beside GPUs, or take it off."""
+    cpu, mib, gpu_mib = 0, 0, 0
+    for task in lease.tasks:
+        cpu = cpu + task.milli_cpu
+        mib = mib + task.mib
+        gpu_mib = gpu_mib + len(task.devices) * task.gpu_mib
+    held = ledger.held
+    held[team, 0] = held.item(team, 0) + sign * cpu
+    held[team, 1] = held.item(team, 1) + sign * mib
+    held[team, 2] = held.item(team, 2) + sign * gpu_mib
 
 
 def task_milli_per_device(task: TaskPlacement) -> int:

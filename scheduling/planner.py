@@ -280,7 +280,7 @@ def _teams(ledger: Ledger, policy: Policy, rows: admission.Rows) -> Teams:
     teams = Quotas.of(ledger).columns()
     several = len(rows.team) > 0 and bool((rows.team != rows.team[0]).any())
     if teams.counted.any() or (policy.sharing and several):
-        teams = teams._replace(shares=shares(teams, int(ledger.capacity()[0])))
+        teams = teams._replace(shares=shares(teams, ledger))
     return teams
 
 

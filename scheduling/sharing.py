@@ -11,7 +11,8 @@ import numpy as np
 from moorage.kernels.admission import Later
 from moorage.kernels.sharing import MOST_WEIGHT
 from moorage.kernels.teams import Shares, Teams
-from moorage.scheduling.model import IntArray
+from moorage.scheduling.model import WHOLE, IntArray
+from moorage.scheduling.state import Ledger
 
 REST = 3
 """Resources beside GPUs: CPU, memory, GPU memory."""
@@ -35,6 +36,7 @@ def nobody() -> Shares:
         whole=0,
         scale=0,
         rest=np.zeros(REST, np.int64),
+        shift=np.zeros(REST, np.int64),
         weight=none,
         due=np.zeros((2, 0), np.int64),
         held=np.zeros((2, 0, REST), np.int64),
@@ -46,8 +48,12 @@ def nobody() -> Shares:
     )
 
 
-def shares(teams: Teams, gpus: int) -> Shares:
-    """The order among `teams` in a pool of so many milli-GPU."""
+def shares(teams: Teams, ledger: Ledger) -> Shares:
+    """The order among `teams` in the pool as it is up now."""
+    gpus = int(ledger.devices[ledger.up].sum()) * WHOLE
+    rest = beside(ledger)
+    shift = np.array([max(0, int(amount).bit_length() - FULL.bit_length() + 1) for amount in rest], np.int64)
+    held = ledger.held.copy()
     count = len(teams.parent)
     heaviest = int(teams.weight.max(initial=1))
     scale = max(0, heaviest.bit_length() - MOST_WEIGHT.bit_length() + 1)
@@ -56,16 +62,28 @@ def shares(teams: Teams, gpus: int) -> Shares:
     return Shares(
         whole=gpus * unit or FULL,
         scale=unit,
-        rest=np.zeros(REST, np.int64),
+        rest=rest >> shift,
+        shift=shift,
         weight=np.maximum(teams.weight >> scale, 1),
         due=np.stack((due, subtree(teams.parent, due[:, None])[:, 0])),
-        held=np.zeros((2, count, REST), np.int64),
+        held=np.stack((held, subtree(teams.parent, held))),
         level=np.zeros((2, count), np.int64),
         stale=np.ones(count, np.bool_),
         best=np.zeros(count + 1, np.int64),
         at=np.zeros(count + 1, np.int64),
         heavy=np.zeros(count + 1, np.int64),
     )
+
+
+def beside(ledger: Ledger) -> IntArray:
+    """[3] milli-CPU, MiB and GPU MiB of the nodes that are up."""
+    up = ledger.up
+    amounts = (
+        ledger.cpu_total[up].sum(),
+        ledger.mib_total[up].sum(),
+        (ledger.devices * ledger.device_mib)[up].sum(),
+    )
+    return np.array(amounts, np.int64)
 
 
 def put_off(order: IntArray, team: IntArray, teams: int) -> tuple[IntArray, Later]:

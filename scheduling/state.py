@@ -26,7 +26,7 @@ NODE_COLUMNS = (
     "mib_total",
     "mib_free",
 )
-TEAM_COLUMNS = ("team_parent", "weight", "used", "quota", "limit", "lend", "borrow")
+TEAM_COLUMNS = ("team_parent", "weight", "used", "held", "quota", "limit", "lend", "borrow")
 
 
 class Mark(NamedTuple):
@@ -82,6 +82,7 @@ class Ledger(_Derived):
         "cpu_total",
         "device_mib",
         "devices",
+        "held",
         "last_epoch",
         "leases",
         "lend",
@@ -158,6 +159,8 @@ class Ledger(_Derived):
         self.borrow: IntArray = _ints(0, 1)
         self.used: IntArray = _ints(0, 1)
         """[T, M] milli-GPU held by the team's own leases (not its children's)."""
+        self.held: IntArray = _ints(0, 3)
+        """[T, 3] milli-CPU, MiB and MiB of device memory held by the team's own leases."""
 
     def copy(self) -> Ledger:
         """A working copy for what-if: arrays copied, records shared."""

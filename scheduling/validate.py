@@ -25,7 +25,8 @@ def violations(ledger: Ledger) -> list[str]:
     """Every broken invariant as a sentence; empty when the ledger is sound."""
     found = [*_shapes(ledger), *_epochs(ledger), *_owners(ledger)]
     milli, mem = _full(ledger)
-    cpu, mib, used = ledger.cpu_total.copy(), ledger.mib_total.copy(), np.zeros_like(ledger.used)
+    cpu, mib = ledger.cpu_total.copy(), ledger.mib_total.copy()
+    used, beside = np.zeros_like(ledger.used), np.zeros_like(ledger.held)
     for lease in ledger.leases.values():
         for task in lease.tasks:
             row = ledger.node_row[task.node]
@@ -34,15 +35,18 @@ def violations(ledger: Ledger) -> list[str]:
             for d in task.devices:
                 milli[row, d] -= task_milli_per_device(task)
                 mem[row, d] -= task.gpu_mib
-            used[ledger.team_row[lease.team], 0] += task.milli_gpu
+            team = ledger.team_row[lease.team]
+            used[team, 0] += task.milli_gpu
+            beside[team] += (task.milli_cpu, task.mib, len(task.devices) * task.gpu_mib)
             if ledger.model[row] and task.milli_gpu:
-                used[ledger.team_row[lease.team], ledger.model[row]] += task.milli_gpu
+                used[team, ledger.model[row]] += task.milli_gpu
     for name, expected in (
         ("milli_free", milli),
         ("mem_free", mem),
         ("cpu_free", cpu),
         ("mib_free", mib),
         ("used", used),
+        ("held", beside),
     ):
         actual = getattr(ledger, name)
         if not np.array_equal(actual, expected):
@@ -84,6 +88,8 @@ def _shapes(ledger: Ledger) -> list[str]:
     for name in ("quota", "limit", "lend", "borrow", "used"):
         if getattr(ledger, name).shape != (teams, models):
             found.append(f"{name} is {getattr(ledger, name).shape}, not {(teams, models)}")
+    if ledger.held.shape != (teams, 3):
+        found.append(f"held is {ledger.held.shape}, not {(teams, 3)}")
     for name in ("milli_free", "mem_free"):
         if (rows := len(getattr(ledger, name))) != nodes:
             found.append(f"{name} has {rows} rows for {nodes} nodes")
@@ -143,6 +149,8 @@ class Auditor:
         self._leases: dict[str, Lease] = {}
         self._on: dict[str, list[tuple[Lease, TaskPlacement]]] = {}
         self._used: dict[str, dict[str, int]] = {}
+        self._beside: dict[str, list[int]] = {}
+        """CPU, memory and device memory by team."""
         for lease in ledger.leases.values():
             self._hold(lease)
 
@@ -203,6 +211,9 @@ class Auditor:
         ledger, used = self._ledger, self._used.setdefault(lease.team, {})
         for model in {ledger.models[0], ledger.models[ledger.model[ledger.node_row[task.node]]]}:
             used[model] = used.get(model, 0) + sign * task.milli_gpu
+        beside = self._beside.setdefault(lease.team, [0, 0, 0])
+        for r, amount in enumerate((task.milli_cpu, task.mib, len(task.devices) * task.gpu_mib)):
+            beside[r] += sign * amount
 
     def _node(self, name: str) -> list[str]:
         """The node's row against the tasks on it."""
@@ -241,4 +252,6 @@ class Auditor:
             return [f"team {name} uses GPUs and is not known"] if any(used.values()) else []
         if ledger.used[row].tolist() != [used.get(model, 0) for model in ledger.models]:
             return [f"what team {name} uses does not match its leases"]
+        if ledger.held[row].tolist() != self._beside.get(name, [0, 0, 0]):
+            return [f"what team {name} holds beside GPUs does not match its leases"]
         return []

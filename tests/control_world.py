@@ -120,7 +120,7 @@ def sound(service: Service, clock: Clock) -> None:
         rows = db.execute(select(leases)).all()
     check(stored)
     assert list(stored.leases) == list(book.ledger.leases), "book and store hold different leases"
-    for name in ("milli_free", "mem_free", "cpu_free", "used"):
+    for name in ("milli_free", "mem_free", "cpu_free", "used", "held"):
         assert np.array_equal(getattr(stored, name), getattr(book.ledger, name)), (
             f"book and store differ in {name}"
         )

@@ -145,11 +145,11 @@ def elsewhere(
     free = ("milli_free", "mem_free", "cpu_free", "mib_free")
     of_node, of_team = (
         {module.NodeUp: NODE_COLUMNS, module.NodeDown: ("up",)},
-        {module.TeamSet: tuple(name for name in TEAM_COLUMNS if name != "used")},
+        {module.TeamSet: tuple(name for name in TEAM_COLUMNS if name not in ("used", "held"))},
     )
     for rows, columns, changed, known in (
         (was.node_row, NODE_COLUMNS, of_node.get(type(event), free), touched),
-        (was.team_row, TEAM_COLUMNS, of_team.get(type(event), ("used",)), None),
+        (was.team_row, TEAM_COLUMNS, of_team.get(type(event), ("used", "held")), None),
     ):
         for row in rows.values():
             for name in columns:

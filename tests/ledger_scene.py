@@ -53,9 +53,9 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.rest_milli = {(t, n, d): Int(f"rest.{t}.{n}.{d}") for t in range(2) for n, d in DEVICES}
-        self.rest_mem = {(n, d): Int(f"rest.mem.{n}.{d}") for n, d in DEVICES}
-        self.rest_cpu = [Int(f"rest.cpu.{n}") for n in range(2)]
-        self.rest_mib = [Int(f"rest.mib.{n}") for n in range(2)]
+        self.rest_mem = {(t, n, d): Int(f"rest.mem.{t}.{n}.{d}") for t in range(2) for n, d in DEVICES}
+        self.rest_cpu = {(t, n): Int(f"rest.cpu.{t}.{n}") for t in range(2) for n in range(2)}
+        self.rest_mib = {(t, n): Int(f"rest.mib.{t}.{n}") for t in range(2) for n in range(2)}
 
     def pool(self) -> Ledger:
         """The ledger before the event: the real class, its arrays filled with symbols."""
@@ -70,6 +70,7 @@ class Scene:
         for name in ("used", "quota", "limit", "lend", "borrow"):
             rows = [[Int(f"{name}.{t}.{m}") for m in range(3)] for t in range(2)]
             setattr(ledger, name, np.array(rows, object))
+        ledger.held = np.array([[Int(f"held.{t}.{r}") for r in range(3)] for t in range(2)], object)
         for name in ("milli_free", "mem_free", "devices", "model", "trait", "team_parent"):
             setattr(ledger, name, getattr(ledger, name).astype(object))
         for n, d in DEVICES:
@@ -83,11 +84,10 @@ class Scene:
     def before(self) -> list[z3.BoolRef]:
         """What holds before: the invariants, of a lease of sound tasks and of sums that leases can have."""
         ledger = self.pool()
-        rest = [*self.rest_milli.values(), *self.rest_mem.values(), *self.rest_cpu, *self.rest_mib]
-        known = [r.term >= 0 for r in rest]
-        for n, d in DEVICES:  # memory is held beside a share, never without one
-            share = z3.Sum([self.rest_milli[t, n, d].term for t in range(2)])
-            known.append(z3.Implies(share == 0, self.rest_mem[n, d].term == 0))
+        sums = (self.rest_milli, self.rest_mem, self.rest_cpu, self.rest_mib)
+        known = [rest.term >= 0 for each in sums for rest in each.values()]
+        for at, mem in self.rest_mem.items():  # memory is held beside a share, never without one
+            known.append(z3.Implies(self.rest_milli[at].term == 0, mem.term == 0))
         return [*known, *(claim for _, claim in self.invariants(ledger))]
 
     def invariants(self, ledger: Ledger) -> Iterator[tuple[str, z3.BoolRef]]:
@@ -98,7 +98,6 @@ class Scene:
             for d in range(width):
                 held = [amount for where, _, amount, _ in shares if where == (n, d)]
                 mem = [m for where, _, _, m in shares if where == (n, d)]
-                rest_mem = term(self.rest_mem.get((n, d), 0))
                 there = d < ledger.devices[n]
                 full = z3.IntVal(WHOLE if there else 0)
                 full_mem = term(ledger.device_mib[n]) if there else z3.IntVal(0)
@@ -107,7 +106,7 @@ class Scene:
                 yield f"milli of {n},{d} add up", term(ledger.milli_free[n, d]) + total(held) == full
                 yield (
                     f"MiB of {n},{d} add up",
-                    term(ledger.mem_free[n, d]) + total(mem) + rest_mem == full_mem,
+                    term(ledger.mem_free[n, d]) + total(mem) == full_mem,
                 )
                 for i, one in enumerate(held):
                     others = total(held[:i] + held[i + 1 :])
@@ -124,10 +123,10 @@ class Scene:
     def shares(
         self, ledger: Ledger
     ) -> list[tuple[tuple[int, int], tuple[int, int], z3.ArithRef, z3.ArithRef]]:
-        """((node, device), (team, model), milli, MiB) of each holding; the rest's MiB is not split by team."""
+        """((node, device), (team, model), milli, MiB) of each holding."""
         found = []
         for (t, n, d), amount in self.rest_milli.items():
-            found.append(((n, d), (t, int(ledger.model[n])), amount.term, z3.IntVal(0)))
+            found.append(((n, d), (t, int(ledger.model[n])), amount.term, self.rest_mem[t, n, d].term))
         for one in ledger.leases.values():
             team = ledger.team_row[one.team]
             for task in one.tasks:
@@ -143,7 +142,7 @@ class Scene:
         for name, rest in (("cpu", self.rest_cpu), ("mib", self.rest_mib)):
             free, whole = getattr(ledger, f"{name}_free")[n], getattr(ledger, f"{name}_total")[n]
             held = [term(t.milli_cpu if name == "cpu" else t.mib) for t in tasks] + [
-                r.term for r in rest[n : n + 1]
+                r.term for (_, node), r in rest.items() if node == n
             ]
             yield from between(f"{name}_total[{n}]", whole, 0, MOST)
             yield from between(f"{name}_free[{n}]", free, 0, term(whole))
@@ -153,11 +152,25 @@ class Scene:
         for t in range(len(ledger.team_names)):
             yield f"parent of {t} comes before it", term(ledger.team_parent[t]) < t
             yield from between(f"weight[{t}]", ledger.weight[t], 0, MOST)
+            for r, beside in enumerate(self.beside(ledger, t, shares)):
+                yield f"held[{t},{r}] is what its leases hold", term(ledger.held[t, r]) == beside
             for m in range(len(ledger.models)):
                 held = [a for _, (team, model), a, _ in shares if team == t and m in (0, model)]
                 yield f"used[{t},{m}] is what its leases hold", term(ledger.used[t, m]) == total(held)
                 for name in ("quota", "limit", "lend", "borrow"):
                     yield from between(f"{name}[{t},{m}]", getattr(ledger, name)[t, m], 0, UNLIMITED)
+
+    def beside(self, ledger: Ledger, team: int, shares: list[Any]) -> list[z3.ArithRef]:
+        """CPU, memory and device memory of a team's leases."""
+        tasks = [
+            task for one in ledger.leases.values() if ledger.team_row[one.team] == team for task in one.tasks
+        ]
+        cpu = [term(task.milli_cpu) for task in tasks]
+        mib = [term(task.mib) for task in tasks]
+        mem = [m for _, (of, _), _, m in shares if of == team]
+        for found, rest in ((cpu, self.rest_cpu), (mib, self.rest_mib)):
+            found += [amount.term for (of, _), amount in rest.items() if of == team]
+        return [total(cpu), total(mib), total(mem)]
 
 
 def total(terms: list[z3.ArithRef]) -> z3.ArithRef:

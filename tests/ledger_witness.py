@@ -81,14 +81,12 @@ def others(scene: Scene, model: z3.ModelRef) -> list[tuple[str, TaskPlacement]]:
         )
 
     for n, d in DEVICES:
-        mem = value(model, scene.rest_mem[n, d])
         for t, team in enumerate(TEAMS):
             if milli := value(model, scene.rest_milli[t, n, d]):
-                found.append((team, task(n, (d,), milli, mem, 0, 0)))
-                mem = 0
-    for n in range(len(NODES)):
-        cpu, mib = value(model, scene.rest_cpu[n]), value(model, scene.rest_mib[n])
-        found.append((TEAMS[0], task(n, (), 0, 0, cpu, mib)))
+                found.append((team, task(n, (d,), milli, value(model, scene.rest_mem[t, n, d]), 0, 0)))
+    for t, n in scene.rest_cpu:
+        cpu, mib = value(model, scene.rest_cpu[t, n]), value(model, scene.rest_mib[t, n])
+        found.append((TEAMS[t], task(n, (), 0, 0, cpu, mib)))
     return found
 
 

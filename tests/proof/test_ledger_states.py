@@ -102,7 +102,7 @@ def key(ledger: Ledger) -> tuple[object, ...]:
     """The state without names of jobs, counts of events, and gaps between epochs."""
     arrays = tuple(
         getattr(ledger, name).tobytes()
-        for name in ("up", "milli_free", "mem_free", "cpu_free", "mib_free", "used", "quota")
+        for name in ("up", "milli_free", "mem_free", "cpu_free", "mib_free", "used", "held", "quota")
     )
     held = tuple(
         (lease.team, tuple((task.node, task.devices, task.milli_gpu) for task in lease.tasks))

@@ -200,6 +200,14 @@ CHANGES = {
         "as it was",
     ),
     "an uncharged grant": Change("_charge(ledger, team, row, task.milli_gpu)", "pass", granting(ONE), "used"),
+    "a grant that holds no CPU": Change("cpu = cpu + task.milli_cpu", "pass", granting(CPU), "held"),
+    "a grant that holds no memory": Change("mib = mib + task.mib", "pass", granting(CPU), "held"),
+    "a grant that holds one device's memory": Change(
+        "len(task.devices) * task.gpu_mib", "task.gpu_mib", granting((("n0", (0, 1)),)), "held"
+    ),
+    "a release that lets go of nothing": Change(
+        "_hold(ledger, team, lease, -1)", "pass", releasing(HOLDS), "held"
+    ),
     "a charge of all models alone": Change("if column:", "if column < 0:", granting(ONE), "used"),
     "an epoch forgotten": Change("    ledger.last_epoch = lease.epoch", "", granting(ONE), "highest epoch"),
     "an unlogged grant": Change("ledger.touched += rows", "pass", granting(ONE), "is logged"),

@@ -3,8 +3,10 @@ the promises of fair sharing on what comes out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from sharing_reference import Pool, start_order
@@ -103,7 +105,9 @@ def job(name: str, team: str, **more: int) -> JobRequest:
 
 
 @st.composite
-def queues(draw: st.DrawFn, teams: list[TeamSpec], prefix: str, most: int = 30) -> list[JobRequest]:
+def queues(
+    draw: st.DrawFn, teams: list[TeamSpec], prefix: str, most: int = 30, devices: int = DEVICES
+) -> list[JobRequest]:
     count = draw(st.integers(0, most))
     names = [team.name for team in teams]
     return [
@@ -112,26 +116,49 @@ def queues(draw: st.DrawFn, teams: list[TeamSpec], prefix: str, most: int = 30) 
             draw(st.sampled_from(names)),
             at=draw(st.integers(0, 5)),
             priority=draw(st.sampled_from((0, 0, 0, 1))),
-            gpus=draw(st.integers(1, 3)),
+            gpus=draw(st.integers(1, 3)) if devices else 0,
             workers=draw(st.integers(1, 3)),
         )
         for i in range(count)
     ]
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_the_turns_are_those_of_the_plain_reference(data: st.DataObject) -> None:
+@st.composite
+def mixed(
+    draw: st.DrawFn, teams: list[TeamSpec], prefix: str, most: int, devices: int = DEVICES
+) -> list[JobRequest]:
+    """Jobs that want most of one thing or another, GPUs or none."""
+    return [
+        job(
+            f"{prefix}{i:02d}",
+            draw(st.sampled_from(teams)).name,
+            at=draw(st.integers(0, 5)),
+            gpus=draw(st.sampled_from((0, 0, 1, 2))) if devices else 0,
+            workers=draw(st.integers(1, 2)),
+            cpu=draw(st.sampled_from((500, 1000, 4000) if devices else (2**10, 2**11, 2**13))),
+            mib=draw(st.sampled_from((0, 1000, 3000) if devices else (0, 2**11, 2**12))),
+        )
+        for i in range(draw(st.integers(0, most)))
+    ]
+
+
+@pytest.mark.parametrize("jobs", [queues, mixed], ids=["GPUs alone", "dominant shares"])
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_the_turns_are_those_of_the_plain_reference(
+    jobs: Callable[..., st.SearchStrategy[list[JobRequest]]], data: st.DataObject
+) -> None:
     teams = data.draw(trees())
-    ledger, reference = (
-        pool(teams),
-        Pool(teams, (DEVICES * 1000, 10**6, 10**6, DEVICES * DEVICE_MIB), DEVICE_MIB),
-    )
+    devices = data.draw(st.sampled_from((DEVICES, 0))) if jobs is mixed else DEVICES
+    cpu = mib = 24_000 if devices else 2**16  # levels are exact: equal fractions tie
+    ledger = pool(teams, devices, cpu, mib)
+    reference = Pool(teams, (devices * 1000, cpu, mib, devices * DEVICE_MIB), DEVICE_MIB)
     for prefix in ("a", "b"):  # the second queue meets what the first one's jobs hold
-        requests = data.draw(queues(teams, prefix, 8 if prefix == "a" else 30))
+        requests = data.draw(jobs(teams, prefix, 8 if prefix == "a" else 30, devices))
         several = len({request.team for request in requests}) > 1
         if not several and prefix == "b":
-            requests.append(job("c", next(t.name for t in teams if all(t.name != r.team for r in requests))))
+            other = next(t.name for t in teams if all(t.name != r.team for r in requests))
+            requests.append(job("c", other, gpus=min(1, devices), cpu=2**10))
         expected = start_order(reference, requests)
         assert start(ledger, requests) == expected
         event(f"{prefix}: {'all start' if len(expected) == len(requests) else 'some wait'}")
@@ -193,6 +220,26 @@ def test_a_job_that_fits_is_never_left_waiting(data: st.DataObject) -> None:
     for request in requests:
         if request.job not in names:
             assert start(ledger.copy(), [request]) == []
+
+
+def test_jobs_without_gpus_go_by_quota_too_and_then_in_turns() -> None:
+    """A team's quota of GPUs is its part of the CPU as well: half of 16 CPUs, and half of what is left."""
+    teams = [TeamSpec(name="a", quota=(("*", 4000),)), TeamSpec(name="b")]
+    ledger = pool(teams, devices=8, cpu=16_000)
+    requests = [job(f"b{i:02d}", "b", gpus=0, cpu=1000, at=i) for i in range(16)]
+    requests += [job(f"a{i:02d}", "a", gpus=0, cpu=1000, at=100 + i) for i in range(16)]
+    names = start(ledger, requests)
+    assert names[:8] == [f"a{i:02d}" for i in range(8)]
+    assert names[8:] == ["b00", "a08", "b01", "a09", "b02", "a10", "b03", "a11"]
+
+
+def test_who_holds_much_of_one_thing_waits_for_who_holds_little_of_all() -> None:
+    """Dominant shares: a holds 1 of 8 GPUs and half of the CPU, b holds 2 GPUs and little CPU: b is next."""
+    teams = [TeamSpec(name="a"), TeamSpec(name="b")]
+    ledger = pool(teams, devices=8, cpu=16_000)
+    assert start(ledger, [job("x", "a", cpu=8000), job("y", "b", gpus=2, cpu=1000)]) == ["x", "y"]
+    next_ = [job("a", "a", gpus=5, at=0), job("b", "b", gpus=5, at=1)]
+    assert start(ledger, next_) == ["b"]
 
 
 def test_without_sharing_jobs_go_by_submission() -> None:

@@ -68,7 +68,7 @@ def test_a_million_events_each_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["milli_free", "mem_free", "cpu_free", "mib_free", "used", "last_epoch", "leases"]
+    "kind", ["milli_free", "mem_free", "cpu_free", "mib_free", "used", "held", "last_epoch", "leases"]
 )
 def test_the_auditor_sees_what_an_event_spoils(kind: str) -> None:
     """It must: 0 violations in a million events say nothing of a validator that sees none."""
@@ -96,7 +96,7 @@ def spoil(ledger: Ledger, kind: str, row: int, event: LeaseGranted) -> None:
         del ledger.leases[event.lease.lease]
     else:
         array = getattr(ledger, kind)
-        array[ledger.team_row[event.lease.team] if kind == "used" else row] += 1
+        array[ledger.team_row[event.lease.team] if kind in ("used", "held") else row] += 1
 
 
 def churn(events: int, seed: int) -> int:
