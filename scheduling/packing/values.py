@@ -14,8 +14,8 @@ A placement is good when little of what can still be packed is lost by it. Three
    above what can be packed into the node (Lagrangian duality). The potential is the least of these bounds over a few
    price points: a node short of CPU is worth its CPU, a node with plenty is worth its holes.
 
-A model of GPU that is asked for by name more than there is of it is worth more (`_scarcity`), so that what may go
-elsewhere does.
+A model of GPU is worth more the further it is spoken for by tasks that name it (`_asked`), so that what may go
+elsewhere does, before the model is short.
 
 A task goes where the potential falls least. A small convex term prefers tight holes among equals, and nodes with
 idle devices together are worth a little more than the devices apart.
@@ -42,8 +42,6 @@ F64 = npt.NDArray[np.float64]
 _SCALE = 2**14
 """Units of the integer tables per milli-GPU of value."""
 _ROUNDS = 500
-_LEVELS = tuple(0.4 + 0.05 * i for i in range(19))
-"""Demand, as parts of the GPUs there are, over which a model's scarcity is averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +82,9 @@ class Weights:
     because some task will come for them; unless CPU runs out first"""
     size_late: float = 0.42
     """the same once the pool is `late`"""
-    asked: float = 0.8
-    """how much dearer a GPU model is that tasks which may use no other will exhaust, see `_scarcity`"""
+    asked: float = 0.024
+    """how much dearer a GPU model is that is all spoken for by tasks that name it, see `_asked`: enough to send
+    elsewhere what may go there; more of it leaves larger holes"""
     late: float = 0.75
     """part of the pool's GPUs in use from which on idle devices are no longer saved"""
     scarce: float = 0.99
@@ -113,7 +112,7 @@ def tables(mix: Mix, pool: Pool, weights: Weights | None = None) -> tuple[I64, I
     value = np.concatenate(
         [_stage(mix, pool, single, cpu, mib, size, chosen) for size in (early, chosen.size_late)]
     )
-    value *= np.tile(1 + chosen.asked * np.array(_asked(mix, pool)), 2)[:, None, None]
+    value *= np.tile(1 + chosen.asked * _asked(mix, pool), 2)[:, None, None]
     price = np.broadcast_to(np.stack([cpu, mib]), (len(value), 2, len(cpu)))
     stages = np.array([pool.milli_gpu - round(chosen.late * pool.milli_gpu)], np.int64)
     return _whole(value), _whole(price), stages
@@ -167,40 +166,24 @@ def _stage(
     return out
 
 
-def _asked(mix: Mix, pool: Pool) -> tuple[float, ...]:
-    """The scarcity of each GPU model row under the mix."""
-    weight = mix.milli * mix.count
-    masks, which = np.unique(mix.models[weight > 0], return_inverse=True)
-    demand = np.zeros(len(masks), np.int64)
-    np.add.at(demand, which, weight[weight > 0])
-    if len(masks) == 1:
-        return (0.0,) * pool.models
-    return _scarcity(tuple(masks.tolist()), tuple(demand.tolist()), pool.milli_by_model)
+def _asked(mix: Mix, pool: Pool) -> F64:
+    """[M] how far each GPU model is spoken for by tasks that name models, less the least of all.
 
-
-@lru_cache(maxsize=64)
-def _scarcity(masks: tuple[int, ...], demand: tuple[int, ...], room: tuple[int, ...]) -> tuple[float, ...]:
-    """How soon each GPU model is exhausted by what may use no other, 0 for the last.
-
-    The most work that the models can hold is a transport problem; the price of a model's capacity in it is 1 where one
-    more device would take work that is turned away, else 0. The mean of that price over rising demand, less the least.
+    Were the mix as large as the pool: the part of a model's GPUs that such tasks ask for, each spread over the models
+    it names by what there is of them. At most 1: beyond that the model is lost to others anyhow.
     """
-    from scipy.optimize import linprog  # a heavy import that only this rule needs
-
-    pairs = [(i, m) for i, mask in enumerate(masks) for m in range(1, len(room)) if room[m] and mask >> m & 1]
-    if not pairs:
-        return (0.0,) * len(room)
-    matrix = np.zeros((len(masks) + len(room), len(pairs)))
-    for k, (i, m) in enumerate(pairs):
-        matrix[i, k] = matrix[len(masks) + m, k] = 1
-    share, part = np.array(demand) / sum(demand), np.array(room) / sum(room)
-    price = np.zeros(len(room))
-    for level in _LEVELS:
-        bound = np.concatenate([share * level, part])
-        solved = linprog(-np.ones(len(pairs)), A_ub=matrix, b_ub=bound, method="highs")
-        price -= solved.ineqlin.marginals[len(masks) :] / len(_LEVELS)
-    held = np.array(room) > 0
-    return tuple(float(p) for p in np.where(held, np.round(price - price[held].min(), 6), 0.0))
+    room = np.array(pool.milli_by_model, np.float64)
+    held = room > 0
+    there = sum(1 << m for m in np.flatnonzero(held).tolist())
+    demand = mix.milli * mix.count
+    load = np.zeros(len(room))
+    for models in np.unique(mix.models[demand > 0]).tolist():
+        named = held & np.array([models >> m & 1 > 0 for m in range(len(room))])
+        if named.any() and models & there != there:
+            share = demand[mix.models == models].sum() / demand.sum()
+            load += share * room.sum() * np.where(named, room, 0) / room[named].sum()
+    part = np.minimum(load / np.maximum(room, 1), 1)
+    return np.where(held, part - part[held].min(), 0.0)
 
 
 def _whole(table: npt.NDArray[np.float64]) -> I64:

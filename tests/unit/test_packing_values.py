@@ -11,7 +11,7 @@ from moorage.kernels.placing_scores import Classes, Nodes, Scoring
 from moorage.kernels.placing_values import best_pattern, fillings
 from moorage.scheduling.packing import scorings
 from moorage.scheduling.packing.classes import Mix
-from moorage.scheduling.packing.values import Pool, _scarcity, _size_prices, tables
+from moorage.scheduling.packing.values import Pool, _asked, _size_prices, tables
 
 POOL = Pool(milli_by_model=(0, 80_000), width=8, milli_cpu=1_000_000)
 
@@ -114,12 +114,22 @@ def test_a_model_that_no_task_may_use_has_no_value() -> None:
     assert value[1].max() > 0
 
 
-def test_a_model_that_is_asked_for_by_name_is_dearer() -> None:
-    # 30 of the 40 want row 2, which has half of the devices; the rest may use any
-    assert _scarcity((-1, 4), (10, 30), (0, 1000, 1000))[:2] == (0, 0)
-    assert _scarcity((-1, 4), (10, 30), (0, 1000, 1000))[2] > 0.3
-    assert _scarcity((-1, 4), (30, 10), (0, 1000, 1000)) == (0, 0, 0)
-    assert _scarcity((-1, 8), (30, 10), (0, 1000, 1000, 0)) == (0, 0, 0, 0), "there is none of it"
+def test_a_model_is_dearer_the_further_it_is_spoken_for() -> None:
+    """Rows 1 and 2 have a device each; row 3 has none. The mix counts as if it filled both."""
+
+    def asked(*tasks: tuple[int, int]) -> list[float]:
+        models, count = (np.array(column, np.int64) for column in zip(*tasks, strict=True))
+        none = np.zeros(len(models), np.int64)
+        mix = Mix.of(np.full(len(models), 1000, np.int64), none, none, models, count)
+        return _asked(mix, Pool(milli_by_model=(0, 1000, 1000, 0), width=1, milli_cpu=0)).tolist()
+
+    row_1, row_2, row_3, both = 2, 4, 8, 6
+    assert asked((-1, 7)) == [0, 0, 0, 0]
+    assert asked((-1, 30), (row_2, 10)) == [0, 0, 0.5, 0]
+    assert asked((-1, 10), (row_2, 30)) == [0, 0, 1, 0], "more than all of it is no more than all"
+    assert asked((row_1, 10), (row_2, 30)) == [0, 0, 0.5, 0], "less the least: half of row 1 is spoken for"
+    assert asked((both, 10), (-1, 10)) == [0, 0, 0, 0], "who names all there is names none"
+    assert asked((row_3, 10), (-1, 10)) == [0, 0, 0, 0], "there is none of it"
 
 
 def test_the_potential_keeps_the_hole_that_a_frequent_task_fits() -> None:
