@@ -6,15 +6,16 @@ which the ledger would refuse is refused here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from moorage.scheduling.ledger import LeaseReleased, Ledger, TeamSet, step
-from moorage.scheduling.model import ANY_MODEL, UNLIMITED, IntArray, Snapshot, TeamSpec, gpus
-from moorage.scheduling.queue import Queue
+from moorage.scheduling.model import ANY_MODEL, UNLIMITED, IntArray, JobRequest, Snapshot, TeamSpec, gpus
+from moorage.scheduling.queue import Queue, TaskClass
+from moorage.scheduling.relaxing import Relax, relaxed
 from moorage.scheduling.running import RunningJobs
 from moorage.scheduling.state import FIGURES
 
@@ -106,7 +107,7 @@ class Ends:
         return {"change": "ends", "leases": list(self.leases), "jobs": list(self.jobs)}
 
 
-Change: TypeAlias = FewerWorkers | OtherModel | RaiseLimit | RaiseQuota | Together | Ends
+Change: TypeAlias = FewerWorkers | OtherModel | Relax | RaiseLimit | RaiseQuota | Together | Ends
 
 
 def _amount(milli: int, model: str) -> str:
@@ -125,6 +126,8 @@ def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot
                 snapshot = replace(snapshot, pending=_fewer(snapshot.pending, row, workers))
             case OtherModel(model):
                 snapshot = replace(snapshot, pending=_other(snapshot.pending, row, model))
+            case Relax():
+                snapshot = replace(snapshot, pending=_freer(snapshot, row, change))
             case Together(raises):
                 limits_first = sorted(
                     raises, key=lambda r: isinstance(r, RaiseQuota)
@@ -161,23 +164,42 @@ def _fewer(queue: Queue, row: int, workers: int) -> Queue:
 
 
 def _other(queue: Queue, row: int, model: str) -> Queue:
-    """Head and workers are of the same job: both may then run there."""
+    def more(models: tuple[str, ...]) -> tuple[str, ...]:
+        return () if model == ANY_MODEL or not models else tuple(dict.fromkeys((*models, model)))
+
+    requests = queue.requests
+    if requests:
+        wider = replace(requests[row], gpu_models=more(requests[row].gpu_models))
+        requests = (*requests[:row], wider, *requests[row + 1 :])
+    return _classes(queue, row, requests, lambda c: replace(c, gpu_models=more(c.gpu_models)))
+
+
+def _freer(snapshot: Snapshot, row: int, change: Relax) -> Queue:
+    queue, there = snapshot.pending, snapshot.ledger.traits
+    requests = queue.requests
+    if requests:
+        freer = replace(requests[row], constraints=relaxed(requests[row].constraints, change, there))
+        requests = (*requests[:row], freer, *requests[row + 1 :])
+    return _classes(
+        queue, row, requests, lambda c: replace(c, constraints=relaxed(c.constraints, change, there))
+    )
+
+
+def _classes(
+    queue: Queue, row: int, requests: tuple[JobRequest, ...], change: Callable[[TaskClass], TaskClass]
+) -> Queue:
+    """With the changed class for the head and the workers of `row`: both are of the same job."""
     classes = list(queue.classes)
 
-    def allowing(at: int) -> int:
+    def changed_class(at: int) -> int:
         if at < 0:
             return at
-        models = () if model == ANY_MODEL else tuple(dict.fromkeys((*classes[at].gpu_models, model)))
-        wider = replace(classes[at], gpu_models=models if classes[at].gpu_models else ())
+        wider = change(classes[at])
         if wider not in classes:
             classes.append(wider)
         return classes.index(wider)
 
-    head, worker = allowing(int(queue.head[row])), allowing(int(queue.worker[row]))
-    requests = queue.requests
-    if requests and requests[row].gpu_models:
-        models = () if model == ANY_MODEL else tuple(dict.fromkeys((*requests[row].gpu_models, model)))
-        requests = (*requests[:row], replace(requests[row], gpu_models=models), *requests[row + 1 :])
+    head, worker = changed_class(int(queue.head[row])), changed_class(int(queue.worker[row]))
     return replace(
         queue,
         requests=requests,

@@ -40,6 +40,7 @@ from moorage.scheduling.model import (
     Snapshot,
 )
 from moorage.scheduling.planner import plan
+from moorage.scheduling.relaxing import EVERYTHING, Relax, relaxations
 from moorage.scheduling.words import models_of
 
 __all__ = ["Explanation", "explain", "span"]
@@ -47,6 +48,8 @@ __all__ = ["Explanation", "explain", "span"]
 MOST_ENDS = 16
 """A suggestion names no more leases than this."""
 MOST_RAISES = 4
+MOST_RELAXED = 8
+"""So many single constraints are tried."""
 _ONE_BY_ONE = 8
 """The first lengths of a search, tried each."""
 _SINGLES = 64
@@ -71,8 +74,8 @@ def explain(
     Raises `ValueError` when the job starts now, or there is no such row. Pure; the snapshot stays as it is.
 
     Cost in calls of `plan()`, with L leases, w = min_workers, M models, and k limits and quotas that bound the job's
-    team: 2 + log2 w for the gang, M + 1 for models, k + 2 + 4 * 68 for raises, 3 * (16 * (9 + 2 * log2 L) + 32) + 64
-    for ends, 9 + 2 * log2 L for the time. A few dozen as a rule.
+    team: 2 + log2 w for the gang, M + 1 for models, 9 for constraints, k + 2 + 4 * 68 for raises, 9 + 2 * log2 L for
+    the time, 3 * (16 * (9 + 2 * log2 L) + 32) + 64 for ends. A few dozen as a rule.
     """
     if not 0 <= row < len(snapshot.pending):
         raise ValueError(f"the queue has {len(snapshot.pending)} rows, and no row {row}")
@@ -92,7 +95,7 @@ def explain(
     earliest, complete = None, True
     if reason.code is not ReasonCode.TEAM_UNKNOWN:  # nothing else helps a job of no team
         try:
-            for find in (_gang, _models, _raises):
+            for find in (_gang, _models, _constraints, _raises):
                 suggestions.extend(find(trial))
             earliest = _earliest(trial, ends or {})
             suggestions.extend(_ends(trial))  # the longest search: last
@@ -224,6 +227,19 @@ def _models(trial: _Trial) -> Iterator[Change]:
     found = [change for change in alone if trial.starts(change)]
     if not found and alone and trial.starts(OtherModel(ANY_MODEL)):
         found = [OtherModel(ANY_MODEL)]
+    yield from found
+
+
+def _constraints(trial: _Trial) -> Iterator[Change]:
+    """Each single constraint that it could do without; where none is enough alone, all of them."""
+    queue = trial.snapshot.pending
+    asked = [
+        queue.classes[int(c[trial.row])].constraints for c in (queue.head, queue.worker) if c[trial.row] >= 0
+    ]
+    alone = relaxations(trial.snapshot.ledger, asked)[:MOST_RELAXED]
+    found = [change for change in alone if trial.starts(change)]
+    if not found and len(alone) > 1 and trial.starts(Relax(EVERYTHING)):
+        found = [Relax(EVERYTHING)]
     yield from found
 
 

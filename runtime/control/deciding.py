@@ -63,7 +63,7 @@ def _sentence(code: str, team: str, asked: int, held: int, quota: int, borrows: 
         case "no-gpu":
             return f"asks for no GPU, so no quota binds{passed}"
         case "no-quota":
-            return f"no team is guaranteed anything: room is all it takes{passed}"
+            return f"no team has a quota, so teams share the pool by weight{passed}"
         case "own-quota":
             took = f"it held {gpus(held)} and takes {gpus(asked)}"
             return f"within team {team}'s quota of {gpus(quota)} GPUs: {took}{passed}"

@@ -20,6 +20,7 @@ from moorage.scheduling.changes import (
     RaiseQuota,
     Together,
 )
+from moorage.scheduling.constraints import Constraints, Taint, Term, Toleration, Traits
 from moorage.scheduling.explain import Explanation, explain
 from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, NodeDown, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
@@ -35,6 +36,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.planner import plan
 from moorage.scheduling.queue import Queue
+from moorage.scheduling.relaxing import EVERYTHING, Relax
 from moorage.scheduling.validate import check
 
 MODELS = ("A", "B", "C")
@@ -58,6 +60,8 @@ class World:
             )
             for n in range(int(rng.integers(1, 5)))
         ]
+        self.marks = np.random.default_rng(seed + 10**6)
+        self.nodes = [replace(node, traits=self.traits()) for node in self.nodes]
         self.teams = {name: self.team(name) for name in TEAMS}
         self.rule = DeviceRule.FREE if rng.random() < 0.3 else DeviceRule.RAYLET
         self.leases: list[Lease] = []
@@ -77,6 +81,26 @@ class World:
             lease.lease: int(rng.integers(-5, 90)) * SECOND for lease in self.leases if rng.random() < 0.7
         }
         self.now = int(rng.choice([0, 700])) * SECOND
+
+    def traits(self) -> Traits:
+        rng = self.marks
+        return Traits.of(
+            {"disk": "ssd"} if rng.random() < 0.6 else {},
+            taints=(Taint(key="owner", value="x"),) if rng.random() < 0.15 else (),
+            region=str(rng.choice(["", "eu", "us"], p=[0.5, 0.25, 0.25])),
+            spot=bool(rng.random() < 0.15),
+        )
+
+    def constraints(self) -> Constraints:
+        rng = self.marks
+        if rng.random() < 0.5:
+            return Constraints()
+        return Constraints(
+            select=(Term(key="disk", values=("ssd",)),) if rng.random() < 0.5 else (),
+            regions=("eu",) if rng.random() < 0.3 else (),
+            spot=bool(rng.random() < 0.5),
+            tolerations=(Toleration(key="owner"),) if rng.random() < 0.3 else (),
+        )
 
     def team(self, name: str) -> TeamSpec:
         rng, figures = self.rng, {}
@@ -105,6 +129,7 @@ class World:
             workers=workers,
             min_workers=int(rng.integers(0, workers + 1)),
             gpu_models=tuple(map(str, models)),
+            constraints=self.constraints(),
         )
 
     def snapshot(
@@ -121,6 +146,8 @@ class World:
                 case OtherModel(model):
                     models = () if model == "*" else (*jobs[row].gpu_models, model)
                     jobs[row] = replace(jobs[row], gpu_models=models)
+                case Relax():
+                    jobs[row] = replace(jobs[row], constraints=_without(jobs[row].constraints, change))
                 case Together(raises):
                     for one in raises:
                         _raise(teams, one)
@@ -146,6 +173,20 @@ class World:
     def starts(self, row: int, *changes: Change, at: int | None = None) -> bool:
         snapshot = self.snapshot(*changes, row=row)
         return row in plan(snapshot, Policy(), self.now if at is None else at).admitted
+
+
+def _without(asked: Constraints, change: Relax) -> Constraints:
+    match change:
+        case Relax("label", "disk=ssd"):
+            return replace(asked, select=())
+        case Relax("region", region):
+            return replace(asked, regions=("eu", region))
+        case Relax("spot"):
+            return replace(asked, spot=True)
+        case Relax("taint", "owner=x:NoSchedule"):
+            return replace(asked, tolerations=(Toleration(),))
+    assert change == Relax(EVERYTHING), change
+    return Constraints(spot=True, tolerations=(Toleration(),))
 
 
 def _figure(spec: TeamSpec, name: str, model: str) -> int:
@@ -193,7 +234,9 @@ def lesser(change: Change) -> Sequence[Change]:
             ]
         case Ends(leases):
             return [Ends(tuple(x for x in leases if x != y), ()) for y in leases if len(leases) > 1]
-        case OtherModel():
+        case Relax(kind) if kind == EVERYTHING:
+            return (Relax("label", "disk=ssd"), Relax("spot"))
+        case OtherModel() | Relax():
             return ()
 
 

@@ -21,6 +21,7 @@ from moorage.scheduling.changes import (
     Together,
     changed,
 )
+from moorage.scheduling.constraints import Constraints, Taint, Term, Traits
 from moorage.scheduling.explain import explain, span
 from moorage.scheduling.ledger import LeaseGranted, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
@@ -37,6 +38,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.planner import plan
 from moorage.scheduling.queue import Queue, TaskClass
+from moorage.scheduling.relaxing import EVERYTHING, Relax
 from moorage.scheduling.running import RunningJobs
 
 MINUTE = 60 * 10**9
@@ -64,6 +66,7 @@ def job(owner: str, workers: int, milli: int = 1000, name: str = "job", **more: 
     )
 
 
+SSD, ON_SSD = Traits.of({"disk": "ssd"}), Term(key="disk", values=("ssd",))
 FREE_TEAM = (team("ops"),)
 L4S = (("n0", "L4", 4), ("n1", "L4", 4))
 MIXED = (("n0", "L4", 4), ("n1", "A100", 4))
@@ -86,6 +89,8 @@ class Case:
     """Minutes."""
     now: int = 0
     """Minutes."""
+    traits: dict[str, Traits] = field(default_factory=dict)
+    """Of nodes, by name."""
 
 
 def ends(*jobs: str) -> Ends:
@@ -351,6 +356,48 @@ CASES = [
         why=R.NO_DEVICE,
         changes=(OtherModel("*"),),
     ),
+    Case(
+        name="a label that one node lacks",
+        held=(("h", "ops", 1000, "n0/0123"),),
+        traits={"n0": SSD},
+        jobs=(job("ops", 1, constraints=Constraints(select=(ON_SSD,))),),
+        why=R.POOL_FULL,
+        changes=(Relax("label", "disk=ssd"), ends("h")),
+    ),
+    Case(
+        name="another region, not the one that is full too",
+        nodes=(*L4S, ("n2", "L4", 1)),
+        held=(("a", "ops", 1000, "n0/0123"), ("b", "ops", 1000, "n1/0123")),
+        traits={"n0": Traits(region="eu"), "n1": Traits(region="us"), "n2": Traits(region="in")},
+        jobs=(job("ops", 1, constraints=Constraints(regions=("eu",))),),
+        why=R.POOL_FULL,
+        changes=(Relax("region", "in"), ends("a")),
+    ),
+    Case(
+        name="spot is free, and so is a tainted node",
+        nodes=(*L4S, ("n2", "L4", 1)),
+        held=(("h", "ops", 1000, "n0/0123"),),
+        traits={"n1": Traits(spot=True), "n2": Traits(taints=(Taint(key="ml"),))},
+        jobs=(job("ops", 1),),
+        why=R.POOL_FULL,
+        changes=(Relax("spot"), Relax("taint", "ml:NoSchedule"), ends("h")),
+    ),
+    Case(
+        name="no one constraint is enough",
+        held=(("h", "ops", 1000, "n0/0123"),),
+        traits={"n0": SSD, "n1": Traits(spot=True)},
+        jobs=(job("ops", 1, constraints=Constraints(select=(ON_SSD,))),),
+        why=R.POOL_FULL,
+        changes=(Relax(EVERYTHING), ends("h")),
+    ),
+    Case(
+        name="constraints that rule no node out are not what it waits for",
+        held=FULL,
+        traits={"n0": SSD, "n1": SSD},
+        jobs=(job("ops", 1, constraints=Constraints(select=(ON_SSD,))),),
+        why=R.POOL_FULL,
+        changes=(ends("a"),),
+    ),
     Case(name="no such team", jobs=(job("who", 1),), why=R.TEAM_UNKNOWN, held=FULL, ends={"a": 5}),
     Case(
         name="behind a gang: both start when one ends",
@@ -430,7 +477,13 @@ def build(case: Case) -> Snapshot:
     ledger = Ledger()
     for name, model, devices in case.nodes:
         spec = NodeSpec(
-            name=name, gpu_model=model, devices=devices, device_mib=24000, milli_cpu=8000, mib=64000
+            name=name,
+            gpu_model=model,
+            devices=devices,
+            device_mib=24000,
+            milli_cpu=8000,
+            mib=64000,
+            traits=case.traits.get(name, Traits()),
         )
         step(ledger, NodeUp(spec))
     for spec_ in case.teams:
@@ -617,6 +670,11 @@ def test_when_nothing_helps_the_words_say_so() -> None:
         (RaiseLimit("ops", "L4", 1000), "raise the limit of team ops by 1 L4 GPU"),
         (RaiseQuota("ops", "*", 500), "raise the quota of team ops by 0.5 GPUs"),
         (ends("a", "b"), "end a, b, or wait for all of them"),
+        (Relax("label", "disk=ssd"), "do without the label disk=ssd"),
+        (Relax("region", "us"), "allow region us as well"),
+        (Relax("spot"), "allow spot nodes"),
+        (Relax("taint", "ml:NoSchedule"), "tolerate the taint ml:NoSchedule"),
+        (Relax(EVERYTHING), "allow every node, whatever its labels, region, taints and spot"),
     ],
 )
 def test_each_change_in_words(change: Change, text: str) -> None:
