@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moorage.errors import DataError, InvalidRequest, NotFound
 from moorage.runtime.commands import shared
 from moorage.runtime.commands.simulate import number, progress_bar, show_rest
+
+if TYPE_CHECKING:
+    from moorage.configs.pool import PoolSettings
 
 
 @click.command(
@@ -49,7 +52,8 @@ def plan(file: Path, since: str, history: str | None, home: Path | None, as_json
     proposed = load_teams(file)
     since_ns = _since(since)
     try:
-        found = read_own(_database(history, home), since_ns=since_ns)
+        url, settings = _source(history, home)
+        found = read_own(url, since_ns=since_ns, settings=settings)
     except (DataError, NotFound) as error:
         if error.code not in ("trace-empty", "history-not-found"):
             raise
@@ -81,16 +85,17 @@ def _since(age: str) -> int:
         ) from None
 
 
-def _database(history: str | None, home: Path | None) -> str:
-    """The URL of the database that is asked for."""
-    if history is not None:
-        return history if "://" in history else f"sqlite:///{Path(history).absolute()}"
-    from moorage.configs.pool import load_pool
+def _source(history: str | None, home: Path | None) -> tuple[str, PoolSettings]:
+    """The URL of the database that is asked for, and what the pool's file says."""
+    from moorage.configs.pool import PoolSettings, load_pool
     from moorage.runtime.pool.home import find_home
 
     where = find_home(home)
-    settings = load_pool(where.pool_yaml) if where.pool_yaml.is_file() else None
-    return (settings.database if settings else "") or f"sqlite:///{where.control_db}"
+    settings = load_pool(where.pool_yaml) if where.pool_yaml.is_file() else PoolSettings()
+    if history is not None:
+        url = history if "://" in history else f"sqlite:///{Path(history).absolute()}"
+        return url, settings if home else PoolSettings()
+    return settings.database or f"sqlite:///{where.control_db}", settings
 
 
 def show(found: dict[str, Any]) -> None:

@@ -4,9 +4,10 @@ done. Reads only; a live control plane on the same database is not disturbed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from sqlalchemy import Connection, create_engine, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from moorage.configs.job import JobAsk
 from moorage.configs.pool import PoolSettings
 from moorage.errors import DataError, InvalidRequest, NotFound
 from moorage.runtime.control import postgres
@@ -21,7 +23,7 @@ from moorage.runtime.control.book import node_spec
 from moorage.runtime.control.tables import jobs, leases, nodes, team_versions
 from moorage.runtime.history.table import codes
 from moorage.runtime.history.trace import Trace, check_any
-from moorage.scheduling.constraints import NO_TRAITS
+from moorage.scheduling.constraints import ANYWHERE, Constraints
 from moorage.scheduling.model import IntArray, NodeSpec
 from moorage.scheduling.simulator.model import Kind, LeftOut, Workload
 
@@ -44,8 +46,9 @@ class OwnHistory:
     """The newest team file, as stored; {} when there is none."""
 
 
-def read_own(url: str, *, since_ns: int = 0) -> OwnHistory:
-    """Jobs submitted since `since_ns` (wall time) that held a lease and have ended.
+def read_own(url: str, *, since_ns: int = 0, settings: PoolSettings | None = None) -> OwnHistory:
+    """Jobs submitted since `since_ns` (wall time) that held a lease and have ended. `settings`: what the pool's file
+    says of its nodes.
 
     The duration is the time under its job leases at the gang size that was asked for. Left out: jobs that still wait
     or run, that never started, and gangs whose head asks for a GPU share unlike the workers'. Raises NotFound (no such
@@ -72,9 +75,7 @@ def read_own(url: str, *, since_ns: int = 0) -> OwnHistory:
             .order_by(jobs.c.created_ns, jobs.c.id)
         ).all()
         known = db.execute(select(nodes).order_by(nodes.c.name)).all()
-        # a workload keeps no constraints of its jobs, so the nodes are replayed as if they had no taints either
-        plain = [replace(node_spec(row, PoolSettings()), traits=NO_TRAITS) for row in known]
-        up = tuple(node for node, row in zip(plain, known, strict=True) if row.alive) or tuple(plain)
+        up = tuple(node_spec(row, settings or PoolSettings()) for row in _alive(known))
         newest = select(team_versions.c.content).order_by(team_versions.c.version.desc()).limit(1)
         teams = db.execute(newest).scalar() or {}
     return _history(asked, held, up, teams)
@@ -83,7 +84,9 @@ def read_own(url: str, *, since_ns: int = 0) -> OwnHistory:
 def _history(asked: Any, held: dict[str, Any], up: tuple[NodeSpec, ...], teams: dict[str, Any]) -> OwnHistory:
     rows: list[tuple[int, ...]] = []
     kept: list[int] = []
-    named: list[tuple[str, str, str]] = []
+    named: list[tuple[str, str]] = []
+    wants = _Wants()
+    models: list[int] = []
     left_out = []
     for number, job in enumerate(asked, start=1):
         lease = held.get(job.id)
@@ -101,12 +104,11 @@ def _history(asked: Any, held: dict[str, Any], up: tuple[NodeSpec, ...], teams: 
         times = (job.created_ns, max(int(lease.ran), 1), max(lease.first - job.created_ns, 0))
         rows.append((*times, *gang, int(job.ask.get("priority", 0))))
         kept.append(number)
-        named.append((job.id, job.team, str(job.ask.get("gpu_model") or "")))
+        named.append((job.id, job.team))
+        models.append(wants.row(job.ask))
     check_any("the pool's history", len(rows), left_out)
     column = dict(zip(_COLUMNS, np.array(rows, np.int64).T, strict=True))
     team, team_names = codes([one[1] for one in named])
-    model, models = codes([one[2] for one in named])
-    sets = {(): 0} | {(name,): at for at, name in enumerate(filter(None, models), start=1)}
     begun = int(column["submit"][0])
     workload = Workload(
         submit_ns=column["submit"] - begun,
@@ -115,13 +117,14 @@ def _history(asked: Any, held: dict[str, Any], up: tuple[NodeSpec, ...], teams: 
         workers=column["workers"],
         min_workers=column["min_workers"],
         **{name: column[name] for name in _SHAPE},
-        models=np.array([sets[(name,) if name else ()] for name in models], np.int64)[model],
+        models=np.array(models, np.int64),
         deadline_ns=np.zeros(len(rows), np.int64),
         priority=column["priority"],
         names=tuple(one[0] for one in named),
         teams=team_names,
-        model_sets=tuple(sets),
+        model_sets=tuple(one[0] for one in wants.rows),
         kind=Kind.JOBS,
+        places=tuple(one[1] for one in wants.rows),
     )
     trace = Trace(
         source="the pool's history",
@@ -130,6 +133,30 @@ def _history(asked: Any, held: dict[str, Any], up: tuple[NodeSpec, ...], teams: 
         left_out=tuple(left_out),
     )
     return OwnHistory(trace=trace, waited_ns=column["waited"], begun_ns=begun, nodes=up, teams=teams)
+
+
+def _alive(known: Sequence[Any]) -> Sequence[Any]:
+    return [row for row in known if row.alive] or known
+
+
+class _Wants:
+    """The distinct wishes of jobs for nodes: (GPU models, constraints), row 0 being none."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[tuple[str, ...], Constraints], int] = {((), ANYWHERE): 0}
+        self._known: dict[str, Constraints] = {}
+
+    def row(self, ask: dict[str, Any]) -> int:
+        models = tuple(name for name in str(ask.get("gpu_model") or "").split("|") if name)
+        return self.rows.setdefault((models, self._constraints(ask)), len(self.rows))
+
+    def _constraints(self, ask: dict[str, Any]) -> Constraints:
+        if not ask.get("constraints"):
+            return ANYWHERE
+        said = json.dumps(ask["constraints"], sort_keys=True)
+        if said not in self._known:
+            self._known[said] = JobAsk.model_validate(ask).constraints
+        return self._known[said]
 
 
 def _gang(ask: dict[str, Any]) -> tuple[int, ...] | None:

@@ -158,6 +158,7 @@ def _never(nodes: Sequence[NodeSpec], teams: Teams, load: Workload, rule: Device
             workers=workers,
             min_workers=least,
             gpu_models=load.model_sets[models],
+            constraints=load.place(models),
         )
         reason = feasible(ledger, request, rule)
         if reason is not None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from moorage.scheduling.constraints import ANYWHERE, Constraints
 from moorage.scheduling.model import WHOLE, IntArray, NodeSpec
 
 BoolArray = npt.NDArray[np.bool_]
@@ -61,12 +62,18 @@ class Workload:
     model_sets: tuple[tuple[str, ...], ...]
     """Allowed GPU models; row 0 is () = any."""
     kind: Kind
+    places: tuple[Constraints, ...] = ()
+    """What else the jobs of each row of `model_sets` want of the nodes; () = nothing."""
 
     def __len__(self) -> int:
         return len(self.submit_ns)
 
     def name(self, row: int) -> str:
         return f"job-{row}" if self.names is None else self.names[row]
+
+    def place(self, row: int) -> Constraints:
+        """Of row `row` of `model_sets`."""
+        return self.places[row] if self.places else ANYWHERE
 
     def gpus(self) -> IntArray:
         """[n] milli-GPU of each job at all its workers."""
@@ -89,7 +96,8 @@ class Workload:
         return replace(self, names=names, **columns)
 
 
-COLUMNS = tuple(f.name for f in fields(Workload) if f.name not in ("names", "teams", "model_sets", "kind"))
+_NOT_COLUMNS = ("names", "teams", "model_sets", "kind", "places")
+COLUMNS = tuple(f.name for f in fields(Workload) if f.name not in _NOT_COLUMNS)
 """The integer columns of a workload, in order."""
 
 

@@ -29,6 +29,7 @@ class Jobs:
             TaskClass(
                 shape=Shape(milli_gpu=milli, gpu_mib=gpu_mib, milli_cpu=cpu, mib=mib),
                 gpu_models=workload.model_sets[models],
+                constraints=workload.place(models),
             )
             for milli, gpu_mib, cpu, mib, models in table.tolist()
         )

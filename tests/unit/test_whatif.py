@@ -16,6 +16,7 @@ from moorage import cli
 from moorage.configs.teams import Teams, parse_teams, stored_teams
 from moorage.errors import DataError, InvalidRequest, MoorageError
 from moorage.runtime.commands import plan as command
+from moorage.runtime.control.simbackend import SimNode
 from moorage.runtime.history.own import OwnHistory, read_own
 from moorage.runtime.history.trace import Trace
 from moorage.runtime.history.whatif import changes, what_if
@@ -291,3 +292,19 @@ def test_asking_writes_nothing(pool: Path) -> None:
     before = (pool / "control.db").read_bytes()
     assert asked(quotas(pool, "teams: {ops: {}, research: {}}"), "--home", pool).exit_code == 0
     assert (pool / "control.db").read_bytes() == before
+
+
+def test_what_a_job_wants_of_nodes_is_replayed(tmp_path: Path) -> None:
+    """Two jobs for the one node with a disk: the second waited for the first, though the other node was free."""
+    nodes = (SimNode(name="node-0"), SimNode(name="node-1", labels=(("disk", "ssd"),)))
+    with world(tmp_path, nodes=nodes, teams="teams: {ops: {}}") as w:
+        for _ in range(2):
+            w.submit("ops", workers=4, seconds="60", node_selector="disk=ssd", gpu_model="L4|A100")
+        w.run(150, step=1)
+        own = read_own(str(w.service.core.store.engine.url))
+    load = own.trace.workload
+    assert load.model_sets[load.models[0]] == ("L4", "A100") and load.place(int(load.models[0])).select
+    assert own.nodes[1].traits.value("disk") == "ssd"
+    found = what_if(own, teams(ops=""), teams(ops=""))
+    assert found["jobs"] == 2 and found["before"]["wait_longest_s"] > 59
+    assert abs(found["before"]["wait_longest_s"] - found["as_it_was"]["wait_longest_s"]) < 3
