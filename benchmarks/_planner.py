@@ -29,6 +29,7 @@ from moorage.scheduling.model import (
 from moorage.scheduling.planner import plan
 from moorage.scheduling.queue import Queue, TaskClass
 from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.workspace import Workspace
 
 SECOND = 10**9
 MODEL = "A100"
@@ -126,6 +127,8 @@ class Fleet:
     """By row of `jobs`, in order of start."""
     tasks: dict[int, tuple[IntArray, IntArray]] = field(default_factory=dict)
     """(node rows, device masks) of each."""
+    workspace: Workspace = field(default_factory=Workspace)
+    """As the control plane keeps one."""
     rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Of the last `running()`: what a preempted name points into."""
 
@@ -162,7 +165,7 @@ class Fleet:
             device_rule=DeviceRule.FREE,
             scoring=self.scoring,
         )
-        return plan(snapshot, policy or Policy(), now_ns)
+        return plan(snapshot, policy or Policy(), now_ns, self.workspace)
 
     def apply(self, decided: Plan, waiting: IntArray) -> list[int]:
         """Release whom the plan pushes out, start whom it admits; the rows that were pushed out."""

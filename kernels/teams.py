@@ -76,6 +76,15 @@ class Teams(NamedTuple):
     shares: Shares
 
 
+@outer
+def add_up(parent: I64, total: I64) -> None:
+    """Make of `total[T, M]`, by team, the sums over each team and all below it."""
+    for row in range(len(parent) - 1, -1, -1):
+        if parent[row] >= 0:
+            for m in range(total.shape[1]):
+                total[parent[row], m] += total[row, m]
+
+
 @inner
 def _lendable(teams: Teams, team: int, m: int) -> np.int64:
     spare = teams.own[team, m] - teams.used[team, m]

@@ -20,10 +20,8 @@ from moorage.scheduling.sharing import nobody, subtree
 
 def own_quota(ledger: Ledger) -> IntArray:
     """[T, M] the part of each quota that is not handed on to children."""
-    own = ledger.quota.copy()
-    for row, parent in enumerate(ledger.team_parent):
-        if parent >= 0:
-            own[parent] -= ledger.quota[row]
+    own, below = ledger.quota.copy(), np.flatnonzero(ledger.team_parent >= 0)
+    np.subtract.at(own, ledger.team_parent[below], ledger.quota[below])
     return np.maximum(own, 0)
 
 

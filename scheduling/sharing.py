@@ -10,7 +10,7 @@ import numpy as np
 
 from moorage.kernels.admission import Later
 from moorage.kernels.sharing import MOST_WEIGHT
-from moorage.kernels.teams import Shares, Teams
+from moorage.kernels.teams import Shares, Teams, add_up
 from moorage.scheduling.model import WHOLE, IntArray
 from moorage.scheduling.state import Ledger
 
@@ -23,9 +23,7 @@ FULL = 2**30
 def subtree(parent: IntArray, own: IntArray) -> IntArray:
     """[T, M] sums over each team and all below it. Parents come before children, so one pass upward."""
     total = own.copy()
-    for row in range(len(parent) - 1, -1, -1):
-        if parent[row] >= 0:
-            total[parent[row]] += total[row]
+    add_up(parent, total)
     return total
 
 
