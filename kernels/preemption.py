@@ -1,7 +1,8 @@
 """Whom to ask to leave so that a waiting gang can start (numba): what-if on the working copy, undone where it fails.
 
-Victims are tried in a given order, the least harm first, and those found not to be needed are put back. A job may
-push out another for one of three reasons, each strictly ordered, so that two jobs never push each other out in turn:
+Victims are tried in a given order, the least harm first, and those found not to be needed are put back. A victim is a
+piece of a job: a worker that an elastic gang can do without, or all the rest of it. A job may push out another for one
+of three reasons, each strictly ordered, so that two jobs never push each other out in turn:
 
 - reclaim: it fits its team's own quota, and the other holds what its team borrows (quota lent is taken back);
 - priority: the other has a lower priority, in the same team or among those that borrow;
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.gang import Pool, place_within
+from moorage.kernels.gang import Pool, place_within, undo
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.placing import take
 from moorage.kernels.placing_scores import Nodes
@@ -27,10 +28,13 @@ I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 WHOLE = 1000
+TRIES, MANY = 64, 256
+"""How many who were asked are tried back with the asker placed anew, and gangs from which on nobody is."""
 
 
 class Running(NamedTuple):
-    """V jobs that hold leases. Their tasks are rows `first[v]..first[v+1]` of the task columns."""
+    """V pieces of jobs that hold leases. Their tasks are rows `first[v]..first[v+1]` of the task columns. A job is one
+    piece, or its minimum and then, each a piece, the workers above it: these leave from the last one on."""
 
     team: I64
     priority: I64
@@ -40,6 +44,8 @@ class Running(NamedTuple):
     """May not be asked to leave: not preemptible."""
     young: Bool
     """Started too short a time ago: leaves for an asker that is `hasty`, and then for a reclaim alone."""
+    extra: Bool
+    """A worker above the minimum of the gang whose pieces come right before."""
     taken: Bool
     """Asked to leave by this plan (an output)."""
     order: I64
@@ -108,6 +114,13 @@ def may_push(asker: Asker, running: Running, v: int, teams: Teams) -> bool:
 
 
 @inner
+def _last(running: Running, v: int) -> bool:
+    """Whether nothing of its gang that comes after it stays."""
+    after = v + 1
+    return after == len(running.team) or not running.extra[after] or running.taken[after]
+
+
+@inner
 def _fits_back(running: Running, v: int, pool: Pool) -> bool:
     """Whether all tasks of a job that was asked to leave still have their places. Tasks of one job on one device are
     counted one by one: whether they fit together is seen after the `move`."""
@@ -137,18 +150,56 @@ def _sound(running: Running, v: int, nodes: Nodes) -> bool:
 
 
 @inner
+def _return(running: Running, v: int, pool: Pool, teams: Teams, within: I64) -> bool:
+    """Let a piece stay after all, if places and quotas allow."""
+    room(teams, running.team[v], within)
+    least = within[0]
+    for m in range(1, len(within)):
+        least = min(least, within[m])
+    if least < running.milli[v] or not _fits_back(running, v, pool):
+        return False
+    move(running, v, -1, pool, teams)
+    if _sound(running, v, pool.nodes):
+        return True
+    move(running, v, 1, pool, teams)
+    return False
+
+
+@inner
 def _put_back(asked: I64, count: int, running: Running, pool: Pool, teams: Teams, within: I64) -> None:
-    """Put back every job that was asked for nothing, the dearest first, as far as places and quotas allow."""
+    """Put back every piece that was asked for nothing, the dearest first, as far as places and quotas allow."""
     for i in range(count - 1, -1, -1):
         v = asked[i]
-        room(teams, running.team[v], within)
-        least = within[0]
-        for m in range(1, len(within)):
-            least = min(least, within[m])
-        if least >= running.milli[v] and _fits_back(running, v, pool):
-            move(running, v, -1, pool, teams)
-            if not _sound(running, v, pool.nodes):
-                move(running, v, 1, pool, teams)
+        if running.extra[v] and running.taken[v - 1]:
+            continue
+        _return(running, v, pool, teams, within)
+
+
+@inner
+def _makes_do_without(
+    v: int,
+    asker: Asker,
+    running: Running,
+    pool: Pool,
+    teams: Teams,
+    within: I64,
+    left: I64,
+    node: I64,
+    mask: I64,
+    mem: I64,
+) -> bool:
+    """Let a piece stay and place the asker, who has a place, in another one. False: all is as it was."""
+    head, worker, least = asker.head, asker.worker, asker.least
+    undo(pool, head, worker, least, node, mask)
+    stays = _return(running, v, pool, teams, within)
+    if stays:
+        room(teams, asker.team, within)
+        if place_within(pool, head, worker, least, least, within, left, node, mask, mem) >= 0:
+            return True
+        move(running, v, 1, pool, teams)
+    room(teams, asker.team, within)
+    place_within(pool, head, worker, least, least, within, left, node, mask, mem)
+    return False
 
 
 @outer
@@ -165,6 +216,8 @@ def make_room(
 ) -> int:
     """Ask jobs to leave until the asker's smallest gang fits, and place it. As `place_within`; on -1 nothing changed.
 
+    Then who is not needed stays: first whoever's place the asker left free, then whoever lets it fit in another place.
+
     `within[M]` and `left[M]` are scratch. `running.taken` marks who must leave; the placement holds once they have.
     """
     if len(running.order) == 0:
@@ -180,7 +233,7 @@ def make_room(
         return -1
     count, placed, asked = 0, -1, running.asked
     for v in running.order:
-        if not may_push(asker, running, v, teams):
+        if not may_push(asker, running, v, teams) or not _last(running, v):
             continue
         move(running, v, 1, pool, teams)
         asked[count] = v
@@ -199,4 +252,15 @@ def make_room(
             move(running, asked[i], -1, pool, teams)
         return -1
     _put_back(asked, count, running, pool, teams, within)
+    for i in range(count):
+        if not running.taken[asked[i]]:
+            free -= running.milli[asked[i]]
+    tries = TRIES if asker.least < MANY else 0
+    for i in range(count - 1, -1, -1):
+        v = asked[i]
+        may_stay = running.taken[v] and not (running.extra[v] and running.taken[v - 1])
+        if tries > 0 and may_stay and running.milli[v] <= free - asker.milli:
+            tries -= 1
+            if _makes_do_without(v, asker, running, pool, teams, within, left, node, mask, mem):
+                free -= running.milli[v]
     return placed

@@ -8,7 +8,7 @@ nothing here converts them, so that symbols can stand in their place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from moorage.scheduling.model import (
@@ -29,6 +29,7 @@ __all__ = [
     "Event",
     "LeaseGranted",
     "LeaseReleased",
+    "LeaseResized",
     "Ledger",
     "LedgerError",
     "Mark",
@@ -82,7 +83,22 @@ class LeaseReleased:
     epoch: int
 
 
-Event: TypeAlias = NodeUp | NodeDown | TeamSet | LeaseGranted | LeaseReleased
+@dataclass(frozen=True, slots=True)
+class LeaseResized:
+    """A gang gives up workers, or takes more: it keeps its first `kept` tasks and holds `tasks` after them.
+
+    `epoch` must be the lease's own. `granted` is its epoch from now on, above every other: the token of a worker that
+    was given up is stale, and so is a second resize that did not know of the first.
+    """
+
+    lease: str
+    epoch: int
+    granted: int
+    kept: int
+    tasks: tuple[TaskPlacement, ...] = ()
+
+
+Event: TypeAlias = NodeUp | NodeDown | TeamSet | LeaseGranted | LeaseReleased | LeaseResized
 
 
 def step(ledger: Ledger, event: Event) -> None:
@@ -92,6 +108,8 @@ def step(ledger: Ledger, event: Event) -> None:
             _grant(ledger, lease)
         case LeaseReleased(lease_id, epoch):
             _release(ledger, lease_id, epoch)
+        case LeaseResized():
+            _resize(ledger, event)
         case NodeUp(spec):
             _node_up(ledger, spec)
         case NodeDown(name):
@@ -221,45 +239,88 @@ def _grant(ledger: Ledger, lease: Lease) -> None:
     team = ledger.team_row.get(lease.team)
     if team is None:
         raise LedgerError(f"lease {lease.lease}: team {lease.team} is not known")
-    rows: list[int] = []
-    try:
-        for task in lease.tasks:
-            row = _fitting(ledger, task)
-            _move(ledger, row, task, -1)
-            rows.append(row)
-    except LedgerError:
-        for row, task in zip(rows, lease.tasks, strict=False):  # those that were moved, in front
-            _move(ledger, row, task, 1)
-        raise
-    for row, task in zip(rows, lease.tasks, strict=True):
-        _charge(ledger, team, row, task.milli_gpu)
-    _hold(ledger, team, lease, 1)
-    ledger.touched += rows
+    _take(ledger, team, lease.tasks)
     ledger.leases[lease.lease] = lease
     if ledger._by_job is not None:
         ledger._by_job.setdefault(lease.job, {})[lease.lease] = lease
     ledger.last_epoch = lease.epoch
 
 
-def _release(ledger: Ledger, lease_id: str, epoch: int) -> None:
+def _held(ledger: Ledger, lease_id: str, epoch: int) -> Lease:
+    """The lease, if it is held under this epoch."""
     lease = ledger.leases.get(lease_id)
     if lease is None:
         raise LedgerError(f"lease {lease_id} is not held: released already, or never granted")
     if lease.epoch != epoch:
-        raise LedgerError(f"lease {lease_id} has epoch {lease.epoch}, not {epoch}: stale release")
+        raise LedgerError(f"lease {lease_id} has epoch {lease.epoch}, not {epoch}: a stale token")
+    return lease
+
+
+def _resize(ledger: Ledger, event: LeaseResized) -> None:
+    lease = _held(ledger, event.lease, event.epoch)
+    if event.granted <= ledger.last_epoch:
+        raise LedgerError(f"lease {lease.lease}: epoch {event.granted} is not above {ledger.last_epoch}")
+    if not 0 < event.kept <= len(lease.tasks) or (event.kept == len(lease.tasks) and not event.tasks):
+        raise LedgerError(
+            f"lease {lease.lease} of {len(lease.tasks)} tasks: keeping {event.kept} resizes nothing"
+        )
+    team, given_up = ledger.team_row[lease.team], lease.tasks[event.kept :]
+    for task in given_up:  # their room may be taken again in the same step
+        _move(ledger, ledger.node_row[task.node], task, 1)
+    try:
+        _take(ledger, team, event.tasks)
+    except LedgerError:
+        for task in given_up:
+            _move(ledger, ledger.node_row[task.node], task, -1)
+        raise
+    for task in given_up:
+        row = ledger.node_row[task.node]
+        _charge(ledger, team, row, -task.milli_gpu)
+        ledger.touched.append(row)
+    _hold(ledger, team, given_up, -1)
+    new = replace(lease, epoch=event.granted, tasks=lease.tasks[: event.kept] + event.tasks)
+    del ledger.leases[lease.lease]  # leases stand in order of epoch
+    ledger.leases[lease.lease] = new
+    if ledger._by_job is not None:
+        of_job = ledger._by_job[lease.job]
+        del of_job[lease.lease]
+        of_job[lease.lease] = new
+    ledger.last_epoch = event.granted
+
+
+def _release(ledger: Ledger, lease_id: str, epoch: int) -> None:
+    lease = _held(ledger, lease_id, epoch)
     team = ledger.team_row[lease.team]
     for task in lease.tasks:
         row = ledger.node_row[task.node]
         _move(ledger, row, task, 1)
         _charge(ledger, team, row, -task.milli_gpu)
         ledger.touched.append(row)
-    _hold(ledger, team, lease, -1)
+    _hold(ledger, team, lease.tasks, -1)
     del ledger.leases[lease_id]
     if ledger._by_job is not None:
         of_job = ledger._by_job[lease.job]
         del of_job[lease_id]
         if not of_job:
             del ledger._by_job[lease.job]
+
+
+def _take(ledger: Ledger, team: int, tasks: tuple[TaskPlacement, ...]) -> None:
+    """Book all tasks on their nodes and their team, or none."""
+    rows: list[int] = []
+    try:
+        for task in tasks:
+            row = _fitting(ledger, task)
+            _move(ledger, row, task, -1)
+            rows.append(row)
+    except LedgerError:
+        for row, task in zip(rows, tasks, strict=False):  # those that were moved, in front
+            _move(ledger, row, task, 1)
+        raise
+    for row, task in zip(rows, tasks, strict=True):
+        _charge(ledger, team, row, task.milli_gpu)
+    _hold(ledger, team, tasks, 1)
+    ledger.touched += rows
 
 
 def _fitting(ledger: Ledger, task: TaskPlacement) -> int:
@@ -309,10 +370,10 @@ def _charge(ledger: Ledger, team: int, row: int, milli: int) -> None:
         used[team, column] = used.item(team, column) + milli
 
 
-def _hold(ledger: Ledger, team: int, lease: Lease, sign: int) -> None:
+def _hold(ledger: Ledger, team: int, tasks: tuple[TaskPlacement, ...], sign: int) -> None:
     """Add to what the team holds beside GPUs, or take it off."""
     cpu, mib, gpu_mib = 0, 0, 0
-    for task in lease.tasks:
+    for task in tasks:
         cpu = cpu + task.milli_cpu
         mib = mib + task.mib
         gpu_mib = gpu_mib + len(task.devices) * task.gpu_mib

@@ -278,6 +278,8 @@ class Policy:
     """Who started or resumed a shorter time ago is not pushed out, so that no start is paid for in vain."""
     reclaim_waits: bool = False
     """Lent quota is taken back after that time only, too; else at any time."""
+    settle_ns: int = 600 * 10**9
+    """A gang that took more workers a shorter time ago gives none up, but for a reclaim as above."""
     max_admissions: int = 2**31
 
 
@@ -321,6 +323,10 @@ class Plan:
     words: Words
     preempted: tuple[str, ...] = ()
     """Leases that must be released before the plan's admissions hold."""
+    shrunk: tuple[str, ...] = ()
+    """Leases of gangs that give up workers before the plan's admissions hold: `shrunk[i]` keeps the first
+    `shrunk_tasks[i]` of its tasks."""
+    shrunk_tasks: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved: tuple[str, ...] = ()
     """Leases of one task each that move: released, and granted again on `moved_node[i]`, `moved_devices[i]`, before the
     plan's admissions hold."""

@@ -31,7 +31,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import Quotas
-from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.running import Pieces, RunningJobs
 from moorage.scheduling.sharing import put_off, shares
 from moorage.scheduling.workspace import Kept, Workspace
 
@@ -77,6 +77,7 @@ class _Decision:
     teams: Teams
     kept: Kept
     pool: Pool
+    pieces: Pieces
     running: preemption.Running
     moves: moving.Moves
     stuck: IntArray
@@ -87,6 +88,7 @@ class _Decision:
         kept = workspace.open(snapshot)
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
         rows = _rows(ledger, queue, waiting, now_ns - policy.hold_after_ns)
+        pieces = running.pieces()
         return cls(
             snapshot=snapshot,
             policy=policy,
@@ -94,8 +96,9 @@ class _Decision:
             teams=_teams(ledger, policy, rows),
             kept=kept,
             pool=kept.pool,
-            running=running.columns(ledger, held, policy),
-            moves=running.moves(policy.moves, len(ledger.up)),
+            pieces=pieces,
+            running=running.columns(pieces, ledger, held, policy),
+            moves=running.moves(pieces, policy.moves, len(ledger.up)),
             stuck=np.full(len(kept.pool.classes.milli), -1, np.int64),
         )
 
@@ -230,8 +233,9 @@ class _Decision:
         admitted, tasks = int(state[admission.ADMITTED]), int(state[admission.TASKS])
         deferred = out.deferred[: int(state[admission.DEFERRED])].copy()
         classes, task_class = self.pool.classes, out.task_class[:tasks]
-        running = self.snapshot.running
+        running, job = self.snapshot.running, self.pieces.job
         moved = np.flatnonzero(self.moves.moved & ~self.running.taken)
+        leave, shrunk, kept = self.pieces.left(self.running.taken)
         return Plan(
             version=self.snapshot.version,
             admitted=out.admitted[:admitted].copy(),
@@ -245,8 +249,10 @@ class _Decision:
             task_milli_cpu=classes.cpu[task_class],
             task_mib=classes.mib[task_class],
             deferred=deferred,
-            preempted=tuple(running.leases[v] for v in np.flatnonzero(self.running.taken)) if running else (),
-            moved=tuple(running.leases[v] for v in moved) if running else (),
+            preempted=tuple(running.leases[v] for v in leave) if running else (),
+            shrunk=tuple(running.leases[v] for v in shrunk) if running else (),
+            shrunk_tasks=kept,
+            moved=tuple(running.leases[v] for v in job[moved]) if running else (),
             moved_node=self.running.node[self.running.first[moved]],
             moved_devices=self.running.mask[self.running.first[moved]],
             words=words.Words(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import IntArray, JobRequest, Policy, Role
 from moorage.scheduling.queue import TaskClass
 
-_OPTIONAL = ("ran_ns", "least_run_ns", "movable")
+_OPTIONAL = ("ran_ns", "least_run_ns", "least_tasks", "grown_ns", "movable")
 """Columns by job that may be left out."""
 
 
@@ -21,9 +22,35 @@ def _none() -> IntArray:
     return np.zeros(0, np.int64)
 
 
+class Pieces(NamedTuple):
+    """P pieces of V running jobs: see `kernels.preemption.Running`."""
+
+    job: IntArray
+    """[P] whose."""
+    rank: IntArray
+    """[P] 0 = all that the job must keep; 1, 2, ... = the workers above that, in their order."""
+    first: IntArray
+    """[P + 1]"""
+
+    def left(self, taken: npt.NDArray[np.bool_]) -> tuple[IntArray, IntArray, IntArray]:
+        """(jobs that leave, jobs that stay and give up workers, the tasks that each of these keeps)."""
+        if not taken.any():
+            none = np.zeros(0, np.int64)
+            return none, none, none
+        whole = self.rank == 0
+        out = np.flatnonzero(taken & whole)
+        given = np.bincount(self.job[taken & ~whole], minlength=int(whole.sum()))
+        begin = np.append(self.first[:-1][whole], self.first[-1])
+        leave = self.job[out]
+        given[leave] = 0
+        shrunk = np.flatnonzero(given)
+        return leave, shrunk, (np.diff(begin) - given)[shrunk]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningJobs:
-    """V running jobs. Arrays are int64[V] but for the task columns, whose rows `first[v]..first[v+1]` are job v's."""
+    """V running jobs. Arrays are int64[V] but for the task columns, whose rows `first[v]..first[v+1]` are job v's: its
+    head, then its workers."""
 
     leases: Sequence[str] = ()
     """The lease of each job, as the plan will name it."""
@@ -38,6 +65,11 @@ class RunningJobs:
     """How long each runs since it last started or resumed, held against `Policy.least_run_ns`; None = long enough."""
     least_run_ns: IntArray | None = None
     """How long each must run at least, where that is more than the policy's; None = nothing of its own."""
+    least_tasks: IntArray | None = None
+    """How many of its tasks, in their order, each must keep; the workers after them are given up before any job leaves
+    as a whole. None = nobody gives up any."""
+    grown_ns: IntArray | None = None
+    """Since each last took more workers, held against `Policy.settle_ns`; None = long ago."""
     movable: IntArray | None = None
     """1 = may be moved: stopped, and started again elsewhere at once; None = nobody."""
     lost: IntArray = field(default_factory=_none)
@@ -73,6 +105,7 @@ class RunningJobs:
             team=np.array([teams.index(lease.team) for lease in leases], np.int64),
             priority=np.array([request.priority for request in jobs.values()], np.int64),
             key=none,
+            least_tasks=np.array([_least(request) for request in jobs.values()], np.int64),
             fixed=np.array([not request.preemptible for request in jobs.values()], np.int64),
             lost=none,
             classes=tuple(classes),
@@ -84,6 +117,19 @@ class RunningJobs:
 
     def __len__(self) -> int:
         return len(self.team)
+
+    def pieces(self) -> Pieces:
+        """Jobs, and the workers that may leave on their own. One without GPUs makes no room and stays with its job."""
+        count = np.diff(self.first)
+        extras = np.zeros(len(self), np.int64)
+        if self.least_tasks is not None and len(self.task_class):
+            each = np.array([c.shape.milli_gpu for c in self.classes], np.int64)
+            last = each[self.task_class[self.first[1:] - 1]]
+            extras = np.where(last > 0, np.maximum(count - np.maximum(self.least_tasks, 1), 0), 0)
+        job = np.repeat(np.arange(len(self)), 1 + extras)
+        rank = np.arange(len(job)) - np.repeat(np.cumsum(1 + extras) - 1 - extras, 1 + extras)
+        begin = self.first[:-1][job] + np.where(rank > 0, (count - extras)[job] + rank - 1, 0)
+        return Pieces(job=job, rank=rank, first=np.append(begin, self.first[-1]))
 
     def take(self, stays: npt.NDArray[np.bool_]) -> RunningJobs:
         """The jobs marked in `stays`."""
@@ -99,11 +145,27 @@ class RunningJobs:
             **columns,
         )
 
-    def moves(self, budget: int, nodes: int) -> moving.Moves:
-        """For moving jobs aside: at most `budget` of them in one plan."""
-        count = len(self)
+    def young(self, pieces: Pieces, policy: Policy) -> npt.NDArray[np.bool_]:
+        """[P] has not run for its least time yet; or is a worker of a gang that took more just now."""
+        young, job = np.zeros(len(pieces.job), np.bool_), pieces.job
+        if self.ran_ns is not None:
+            least = np.full(len(self), policy.least_run_ns)
+            if self.least_run_ns is not None:
+                least = np.maximum(least, self.least_run_ns)
+            young |= (self.ran_ns < least)[job]
+        if self.grown_ns is not None:
+            young |= (pieces.rank > 0) & (self.grown_ns < policy.settle_ns)[job]
+        return young
+
+    def moves(self, pieces: Pieces, budget: int, nodes: int) -> moving.Moves:
+        """For moving jobs aside: at most `budget` of them in one plan. Of an elastic gang nothing moves alone."""
+        count = len(pieces.job)
+        may = np.zeros(count, np.bool_)
+        if self.movable is not None:
+            whole = np.bincount(pieces.job, minlength=len(self)) == 1
+            may = (self.movable.astype(np.bool_) & whole)[pieces.job]
         return moving.Moves(
-            may=np.zeros(count, np.bool_) if self.movable is None else self.movable.astype(np.bool_),
+            may=may,
             moved=np.zeros(count, np.bool_),
             budget=np.array([budget], np.int64),
             old_node=np.full(count, -1, np.int64),
@@ -113,31 +175,33 @@ class RunningJobs:
             tried=np.zeros(nodes, np.bool_),
         )
 
-    def young(self, policy: Policy) -> npt.NDArray[np.bool_]:
-        """[V] has not run for its least time yet."""
-        if self.ran_ns is None:
-            return np.zeros(len(self), np.bool_)
-        least = np.full(len(self), policy.least_run_ns)
-        return self.ran_ns < (least if self.least_run_ns is None else np.maximum(least, self.least_run_ns))
-
-    def columns(self, ledger: Ledger, at: IntArray, policy: Policy) -> preemption.Running:
+    def columns(self, pieces: Pieces, ledger: Ledger, at: IntArray, policy: Policy) -> preemption.Running:
         """For the admission loop. `at`: this table's classes as the decision counts them."""
         known = np.array([ledger.team_row.get(name, -1) for name in self.teams], np.int64)
         each = np.array([c.shape.milli_gpu for c in self.classes], np.int64)
         ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(each[self.task_class])))
-        milli = ends[self.first[1:]] - ends[self.first[:-1]]
+        job, rank = pieces.job, pieces.rank
+        milli = ends[pieces.first[1:]] - ends[pieces.first[:-1]]
+        priority, key, lost = self.priority[job], self.key[job], self.lost[job]
         return preemption.Running(
-            team=known[self.team] if len(self) else self.team,
-            priority=self.priority,
-            key=self.key,
-            fixed=self.fixed.astype(np.bool_),
-            young=self.young(policy),
-            taken=np.zeros(len(self), np.bool_),
-            asked=np.zeros(len(self), np.int64),
-            order=np.lexsort((milli, self.lost, -self.key, self.priority)),
+            team=known[self.team][job] if len(self) else self.team,
+            priority=priority,
+            key=key,
+            fixed=self.fixed.astype(np.bool_)[job],
+            young=self.young(pieces, policy),
+            extra=rank > 0,
+            taken=np.zeros(len(job), np.bool_),
+            asked=np.zeros(len(job), np.int64),
+            order=np.lexsort((-rank, job, milli, lost, -key, priority, rank == 0)),
             milli=milli,
-            first=self.first,
+            first=pieces.first,
             node=self.task_node.copy(),
             mask=self.task_mask.copy(),
             klass=at[self.task_class],
         )
+
+
+def _least(request: JobRequest) -> int:
+    """The tasks of the smallest gang that may run: its head and its least workers, one task at least."""
+    heads = 0 if request.head.empty else 1
+    return max(1, heads + (0 if request.worker.empty else request.min_workers))

@@ -12,6 +12,7 @@ from moorage.scheduling.ledger import (
     Event,
     LeaseGranted,
     LeaseReleased,
+    LeaseResized,
     Ledger,
     NodeDown,
     NodeUp,
@@ -175,6 +176,9 @@ class Auditor:
                         self._let_go(held)
                 if applied and (held is None or held.epoch != epoch):
                     found.append(f"{name} was released by epoch {epoch}: stale")
+            case LeaseResized():
+                nodes, teams, stale = self._resized(event, applied)
+                found += stale
             case NodeUp(spec):
                 nodes = (spec.name,)
                 if applied and ledger.traits[ledger.trait[ledger.node_row[spec.name]]] != spec.traits:
@@ -193,6 +197,27 @@ class Auditor:
         for name in teams:
             found += self._team(name)
         return found
+
+    def _resized(
+        self, event: LeaseResized, applied: bool
+    ) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+        """(nodes, teams to look at, what is wrong with the resize itself)."""
+        held = self._leases.get(event.lease)
+        if held is None:
+            return (), (), [f"{event.lease} was resized and is not held"] if applied else []
+        nodes = tuple(task.node for task in (*held.tasks, *event.tasks))
+        if not applied:
+            return nodes, (held.team,), []
+        found, new = [], self._ledger.leases.get(event.lease)
+        if held.epoch != event.epoch or event.granted <= self._last_epoch:
+            found.append(f"{event.lease} was resized by epoch {event.epoch} to {event.granted}: stale")
+        self._last_epoch = event.granted
+        self._let_go(held)
+        if new is None or new.tasks != held.tasks[: event.kept] + event.tasks or new.epoch != event.granted:
+            found.append(f"{event.lease} is not what its resize makes it")
+        else:
+            self._hold(new)
+        return nodes, (held.team,), found
 
     def _hold(self, lease: Lease) -> None:
         self._leases[lease.lease] = lease

@@ -26,7 +26,7 @@ from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.service import Service
 from moorage.runtime.control.simbackend import SimBackend, SimNode
 from moorage.runtime.control.store import sqlite_url
-from moorage.runtime.control.tables import leases
+from moorage.runtime.control.tables import events, leases
 from moorage.scheduling.validate import check
 
 TEAMS = "teams: {ops: {quota: 4, limit: 6}, research: {quota: 2, limit: 2}}"
@@ -118,6 +118,9 @@ def sound(service: Service, clock: Clock) -> None:
     with service.store.read() as db:
         stored = ledger_from(db, service.teams, service.core.settings)
         rows = db.execute(select(leases)).all()
+        sizes = db.execute(
+            select(events).where(events.c.kind.in_(("lease.granted", "lease.resized"))).order_by(events.c.seq)
+        ).all()
     check(stored)
     assert list(stored.leases) == list(book.ledger.leases), "book and store hold different leases"
     for name in ("milli_free", "mem_free", "cpu_free", "used", "held"):
@@ -125,6 +128,11 @@ def sound(service: Service, clock: Clock) -> None:
             f"book and store differ in {name}"
         )
     leased = sum(row.milli_gpu * ((row.released_control_ns or now) - row.granted_control_ns) for row in rows)
+    granted, last = {row.id: row.granted_control_ns for row in rows}, dict[str, int]()
+    for size in sizes:  # before each resize the lease was of another size than its row says now
+        milli, since = size.payload["milli_gpu"], granted[size.lease_id]
+        leased += (last.get(size.lease_id, milli) - milli) * (size.control_ns - since)
+        last[size.lease_id] = milli
     admin = Caller(principal="admin", kind="admin", team="", teams=frozenset())
     billed = service.cost(admin)["total"]["milli_gpu_ns"]
     # A lease that is held is billed up to the moment of asking: only a standing clock can be exact.

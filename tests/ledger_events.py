@@ -12,6 +12,7 @@ from moorage.scheduling.ledger import (
     Event,
     LeaseGranted,
     LeaseReleased,
+    LeaseResized,
     Ledger,
     LedgerError,
     NodeDown,
@@ -114,8 +115,10 @@ class Storm:
         draw = self.rng.random()
         if draw < 0.45:
             return LeaseGranted(self.lease(ledger))
-        if draw < 0.85 and ledger.leases:
+        if draw < 0.78 and ledger.leases:
             return self.release(ledger)
+        if draw < 0.85 and ledger.leases:
+            return self.resize(ledger)
         if draw < 0.9:
             return NodeDown(f"n{self.rng.randrange(self.nodes + 1)}")
         if draw < 0.97:
@@ -152,6 +155,15 @@ class Storm:
         if self.rng.random() < 0.05:
             return LeaseReleased(held.lease, held.epoch + self.rng.choice((-1, 1)))
         return LeaseReleased(held.lease if self.rng.random() < 0.97 else "gone", held.epoch)
+
+    def resize(self, ledger: Ledger) -> Event:
+        """Fewer tasks, more, others, or what is no resize."""
+        rng, held = self.rng, self.rng.choice(list(ledger.leases.values()))
+        kept = rng.randrange(1, len(held.tasks) + 1) if rng.random() < 0.95 else rng.choice((-1, 0, 99))
+        more = tuple(self.task(ledger, kept + t) for t in range(rng.choice((0, 1, 1, 2))))
+        epoch = held.epoch + rng.choice((-1, 1)) if rng.random() < 0.05 else held.epoch
+        granted = ledger.last_epoch + (0 if rng.random() < 0.05 else rng.randrange(1, 3))
+        return LeaseResized(held.lease if rng.random() < 0.97 else "gone", epoch, granted, kept, more)
 
     def lease(self, ledger: Ledger) -> Lease:
         rng = self.rng

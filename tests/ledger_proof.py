@@ -7,6 +7,7 @@ a stale epoch, a row that changed and was not logged, and an event that was refu
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -93,20 +94,30 @@ def after(scene: Scene, ledger: Ledger, did: str, module: ModuleType) -> Iterato
     yield "nothing speaks against it", z3.And(*legal(was, event, module))
     yield "version grows by one", z3.BoolVal(ledger.version == was.version + 1)
     yield "epochs never fall", term(ledger.last_epoch) >= term(was.last_epoch)
-    yield from done(ledger, event, module)
+    yield from done(ledger, was, event, module)
     yield from elsewhere(ledger, was, event, module)
-    if scene.held and not (isinstance(event, module.LeaseReleased) and event.lease == scene.held.lease):
+    ends = isinstance(event, module.LeaseReleased | module.LeaseResized)
+    if scene.held and not (ends and event.lease == scene.held.lease):
         yield "the lease stays", z3.BoolVal(ledger.leases.get(scene.held.lease) is scene.held)
     yield from scene.invariants(ledger)
 
 
-def done(ledger: Ledger, event: Any, module: ModuleType) -> Iterator[tuple[str, z3.BoolRef]]:
+def done(ledger: Ledger, was: Ledger, event: Any, module: ModuleType) -> Iterator[tuple[str, z3.BoolRef]]:
     """What was asked is so."""
     if isinstance(event, module.LeaseGranted):
         yield "the highest epoch is known", term(ledger.last_epoch) == term(event.lease.epoch)
         yield "the lease is held", z3.BoolVal(ledger.leases.get(event.lease.lease) is event.lease)
     elif isinstance(event, module.LeaseReleased):
         yield "the lease is gone", z3.BoolVal(event.lease not in ledger.leases)
+    elif isinstance(event, module.LeaseResized):
+        new, old = ledger.leases[event.lease], was.leases[event.lease]
+        holds = [*old.tasks[: event.kept], *event.tasks]
+        kept = len(new.tasks) == len(holds) and all(map(operator.is_, new.tasks, holds))
+        yield "it holds what it keeps and what it takes", z3.BoolVal(kept)
+        yield "it has the epoch that was granted", term(new.epoch) == term(event.granted)
+        yield "the highest epoch is known", term(ledger.last_epoch) == term(event.granted)
+        yield "leases stand in order of epoch", z3.BoolVal(list(ledger.leases)[-1] == event.lease)
+        yield "it is the same job's and team's", z3.BoolVal((new.job, new.team) == (old.job, old.team))
     elif isinstance(event, module.NodeDown):
         yield "the node is down", z3.Not(term(ledger.up[ledger.node_row[event.name]]))
     elif isinstance(event, module.NodeUp):
@@ -195,6 +206,8 @@ def legal(was: Ledger, event: Any, module: ModuleType) -> Iterator[z3.BoolRef]:
     elif isinstance(event, module.LeaseReleased):
         held = was.leases.get(event.lease)
         yield z3.BoolVal(False) if held is None else term(event.epoch) == term(held.epoch)
+    elif isinstance(event, module.LeaseResized):
+        yield from legal_resize(was, event)
     elif isinstance(event, module.NodeDown):
         yield z3.BoolVal(event.name in was.node_row)
     elif isinstance(event, module.NodeUp):
@@ -218,6 +231,17 @@ def legal(was: Ledger, event: Any, module: ModuleType) -> Iterator[z3.BoolRef]:
             yield from bounded((amount for _, amount in figures), UNLIMITED)
 
 
+def legal_resize(was: Ledger, event: Any) -> Iterator[z3.BoolRef]:
+    held = was.leases.get(event.lease)
+    yield z3.BoolVal(held is not None)
+    if held is not None:
+        yield term(event.epoch) == term(held.epoch)
+        yield term(event.granted) > term(was.last_epoch)
+        count = len(held.tasks)
+        yield z3.BoolVal(1 <= event.kept <= count and (event.kept < count or len(event.tasks) > 0))
+        yield from fits(was, event.tasks, held.tasks[max(event.kept, 0) :])
+
+
 def bounded(figures: Iterable[Any], most: int) -> Iterator[z3.BoolRef]:
     for figure in figures:
         yield z3.And(term(figure) >= 0, term(figure) <= most)
@@ -231,8 +255,11 @@ def idle(was: Ledger, n: int) -> Iterator[z3.BoolRef]:
         yield term(was.mem_free[n, d]) == term(was.device_mib[n])
 
 
-def fits(was: Ledger, tasks: tuple[TaskPlacement, ...]) -> Iterator[z3.BoolRef]:
-    """Sound tasks, on nodes that are up, and the sum of what they ask of each node and device is free."""
+def fits(
+    was: Ledger, tasks: tuple[TaskPlacement, ...], freed: tuple[TaskPlacement, ...] = ()
+) -> Iterator[z3.BoolRef]:
+    """Sound tasks, on nodes that are up, and the sum of what they ask of each node and device is free, once `freed`
+    are gone."""
     asked: dict[tuple[str, int, int], list[z3.ArithRef]] = {}
     for task in tasks:
         n = was.node_row.get(task.node)
@@ -242,16 +269,23 @@ def fits(was: Ledger, tasks: tuple[TaskPlacement, ...]) -> Iterator[z3.BoolRef]:
             continue
         yield term(was.up[n])
         yield z3.BoolVal(all(0 <= d < was.devices[n] for d in task.devices))
-        asked.setdefault(("cpu_free", n, 0), []).append(term(task.milli_cpu))
-        asked.setdefault(("mib_free", n, 0), []).append(term(task.mib))
-        for d in task.devices:
-            each = z3.If(term(task.milli_gpu) > WHOLE, WHOLE, term(task.milli_gpu))
-            asked.setdefault(("milli_free", n, d), []).append(each)
-            asked.setdefault(("mem_free", n, d), []).append(term(task.gpu_mib))
+        for place, amount in parts(n, task):
+            asked.setdefault(place, []).append(amount)
+    back = [part for task in freed for part in parts(was.node_row[task.node], task)]
     for (name, n, d), amounts in asked.items():
         column = getattr(was, name)
         if column.ndim == 1 or 0 <= d < column.shape[1]:
-            yield z3.Sum(amounts) <= term(column[n] if column.ndim == 1 else column[n, d])
+            free = term(column[n] if column.ndim == 1 else column[n, d])
+            yield z3.Sum(amounts) <= z3.Sum([free, *(a for place, a in back if place == (name, n, d))])
+
+
+def parts(n: int, task: TaskPlacement) -> Iterator[tuple[tuple[str, int, int], z3.ArithRef]]:
+    """((column, node, device), amount) of all that a task takes on node `n`."""
+    yield ("cpu_free", n, 0), term(task.milli_cpu)
+    yield ("mib_free", n, 0), term(task.mib)
+    for d in task.devices:
+        yield ("milli_free", n, d), z3.If(term(task.milli_gpu) > WHOLE, WHOLE, term(task.milli_gpu))
+        yield ("mem_free", n, d), term(task.gpu_mib)
 
 
 def mutant(old: str, new: str) -> ModuleType:

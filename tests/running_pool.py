@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, NodeUp, TeamSet, step
+from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, LeaseResized, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     DeviceRule,
+    IntArray,
     JobRequest,
     Lease,
     NodeSpec,
@@ -75,14 +76,14 @@ class RunningPool:
             ran_ns=np.array([self.now - self.since[name] for name in self.runs], np.int64),
         )
 
-    def decide(self) -> Plan:
-        """A plan, not applied."""
+    def decide(self, **columns: IntArray) -> Plan:
+        """A plan, not applied. `columns` of the running jobs are given as they are."""
         queue = Queue.of(tuple(self.waits.values()))
         self.snapshot = Snapshot(
             version=self.ledger.version,
             ledger=self.ledger,
             pending=replace(queue, key=np.array([self.keys.get(name, 0) for name in self.waits], np.int64)),
-            running=self.running(),
+            running=replace(self.running(), **columns),
             device_rule=DeviceRule.FREE,
         )
         return plan(self.snapshot, self.policy, self.now)
@@ -92,6 +93,8 @@ class RunningPool:
         assert self.snapshot is not None
         for name in decided.preempted:
             self.end(name, again=True)
+        for name, kept in zip(decided.shrunk, decided.shrunk_tasks.tolist(), strict=True):
+            self.resize(name, kept)
         for request, tasks in decided.admissions(self.snapshot):
             self.start(request, tasks)
         check(self.ledger)
@@ -102,6 +105,10 @@ class RunningPool:
         step(self.ledger, LeaseGranted(lease))
         self.runs[request.job] = self.waits.pop(request.job)
         self.since[request.job] = self.now
+
+    def resize(self, name: str, kept: int, more: tuple[TaskPlacement, ...] = ()) -> None:
+        epoch, granted = self.ledger.leases[name].epoch, self.ledger.last_epoch + 1
+        step(self.ledger, LeaseResized(name, epoch, granted, kept, more))
 
     def end(self, name: str, *, again: bool = False) -> None:
         """Its lease is released; with `again`, it waits again."""
@@ -116,6 +123,10 @@ class RunningPool:
         decided = self.decide()
         self.apply(decided)
         return decided
+
+    def workers(self) -> dict[str, int]:
+        """Of each running job."""
+        return {name: self.ledger.leases[name].workers for name in self.runs}
 
     def holds(self, name: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """(node, devices) of each task of a running job."""

@@ -14,11 +14,13 @@ from moorage.runtime.control.tables import events
 
 HOUR_NS = 3600 * 10**9
 _PAGE = 5000
+_KINDS = ("lease.granted", "lease.resized", "lease.released")
 
 
 @dataclass(slots=True)
 class Bill:
-    """One lease: `rate` is the sum of milli-GPU x micro-dollars per GPU-hour over its tasks."""
+    """One lease: `rate` is the sum of milli-GPU x micro-dollars per GPU-hour over its tasks, since `since_ns`.
+    What it held before it was last resized is in `past_gpu_ns` and `past_rate_ns`."""
 
     lease: str
     team: str
@@ -27,15 +29,28 @@ class Bill:
     rate: int
     since_ns: int
     until_ns: int | None = None
+    past_gpu_ns: int = 0
+    past_rate_ns: int = 0
 
     def gpu_ns(self, now_ns: int) -> int:
         """milli-GPU x ns up to now or the release."""
-        end = now_ns if self.until_ns is None else self.until_ns
-        return self.milli_gpu * max(0, end - self.since_ns)
+        return self.past_gpu_ns + self.milli_gpu * self._ns(now_ns)
 
     def micro_dollars(self, now_ns: int) -> int:
+        return (self.past_rate_ns + self.rate * self._ns(now_ns)) // (1000 * HOUR_NS)
+
+    def resized(self, now_ns: int, milli_gpu: int, rate: int) -> None:
+        """It holds other tasks from now on."""
+        self.past_gpu_ns, self.past_rate_ns = (
+            self.gpu_ns(now_ns),
+            self.past_rate_ns + self.rate * self._ns(now_ns),
+        )
+        self.milli_gpu, self.rate, self.since_ns = milli_gpu, rate, now_ns
+
+    def _ns(self, now_ns: int) -> int:
+        """How long it has been as it is."""
         end = now_ns if self.until_ns is None else self.until_ns
-        return self.rate * max(0, end - self.since_ns) // (1000 * HOUR_NS)
+        return max(0, end - self.since_ns)
 
 
 @dataclass(slots=True)
@@ -50,7 +65,7 @@ class Fold:
         while True:
             rows = db.execute(
                 select(events)
-                .where(events.c.seq > self.seq, events.c.kind.in_(("lease.granted", "lease.released")))
+                .where(events.c.seq > self.seq, events.c.kind.in_(_KINDS))
                 .order_by(events.c.seq)
                 .limit(_PAGE)
             ).all()
@@ -64,13 +79,16 @@ class Fold:
         if row.kind == "lease.released":
             self.bills[row.lease_id].until_ns = row.control_ns
             return
-        tasks = row.payload["tasks"]
+        rate = sum(task["milli_gpu"] * task["price"] for task in row.payload["tasks"])
+        if row.kind == "lease.resized":
+            self.bills[row.lease_id].resized(row.control_ns, row.payload["milli_gpu"], rate)
+            return
         self.bills[row.lease_id] = Bill(
             lease=row.lease_id,
             team=row.team,
             job=row.job_id,
             milli_gpu=row.payload["milli_gpu"],
-            rate=sum(task["milli_gpu"] * task["price"] for task in tasks),
+            rate=rate,
             since_ns=row.control_ns,
         )
 

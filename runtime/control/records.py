@@ -1,7 +1,7 @@
 """Reading and writing rows: the state transition, leases with their placements, the outbox.
 
-`transition` is the only writer of `jobs.state`, `grant` and `release` the only writers of leases. All take the
-caller's open transaction.
+`transition` is the only writer of `jobs.state`, `grant`, `resize` and `release` the only writers of leases. All take
+the caller's open transaction.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 
 from moorage.configs.pool import PoolSettings
 from moorage.errors import Conflict
@@ -17,7 +17,7 @@ from moorage.runtime.control import states
 from moorage.runtime.control.clock import Now
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import attempts, jobs, leases, outbox, placements, principals, subleases
-from moorage.scheduling.ledger import task_milli_per_device
+from moorage.scheduling.ledger import LeaseResized, task_milli_per_device
 from moorage.scheduling.model import Lease, Role, TaskPlacement
 
 JobRow = Row[Any]
@@ -108,10 +108,57 @@ def grant(
             granted_control_ns=now.control_ns,
         )
     )
+    _place(db, lease)
+    payload = {
+        "kind": kind,
+        "epoch": lease.epoch,
+        "attempt": attempt,
+        "milli_gpu": lease.milli_gpu,
+        "tasks": _parts(lease, models, settings),
+        "rule": rule,
+    }
+    record(db, now, "lease.granted", payload, team=lease.team, job_id=lease.job, lease_id=lease.lease)
+
+
+def resize(
+    db: Connection,
+    now: Now,
+    lease: Lease,
+    event: LeaseResized,
+    *,
+    models: dict[str, str],
+    settings: PoolSettings,
+) -> None:
+    """Write what a held lease is after `event`: `lease`, as the ledger has it then. Conflict when the row does not
+    have the event's epoch any more: another resize or a release came first."""
+    changed = db.execute(
+        update(leases)
+        .where(leases.c.id == event.lease, leases.c.epoch == event.epoch, leases.c.held.is_(True))
+        .values(epoch=event.granted, milli_gpu=lease.milli_gpu)
+    )
+    if changed.rowcount != 1:
+        raise Conflict(f"lease {event.lease} is not held under epoch {event.epoch}", code="stale-state")
+    db.execute(delete(placements).where(placements.c.lease_id == event.lease))
+    _place(db, lease)
+    payload = {
+        "was_epoch": event.epoch,
+        "epoch": event.granted,
+        "kept": event.kept,
+        "milli_gpu": lease.milli_gpu,
+        "tasks": _parts(lease, models, settings),
+    }
+    record(db, now, "lease.resized", payload, team=lease.team, job_id=lease.job, lease_id=lease.lease)
+
+
+def _place(db: Connection, lease: Lease) -> None:
     rows = list(_placement_rows(lease))
     if rows:
         db.execute(insert(placements), rows)
-    parts = [
+
+
+def _parts(lease: Lease, models: dict[str, str], settings: PoolSettings) -> list[dict[str, Any]]:
+    """The tasks as events tell them, each with its price."""
+    return [
         {
             "role": str(task.role),
             "node": task.node,
@@ -122,15 +169,6 @@ def grant(
         }
         for task in lease.tasks
     ]
-    payload = {
-        "kind": kind,
-        "epoch": lease.epoch,
-        "attempt": attempt,
-        "milli_gpu": lease.milli_gpu,
-        "tasks": parts,
-        "rule": rule,
-    }
-    record(db, now, "lease.granted", payload, team=lease.team, job_id=lease.job, lease_id=lease.lease)
 
 
 def release(db: Connection, now: Now, lease_id: str, reason: str) -> tuple[str, int] | None:

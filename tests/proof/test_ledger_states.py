@@ -15,7 +15,16 @@ from itertools import combinations
 import pytest
 from ledger_events import attempt, differences, image, rebuilt, replay
 
-from moorage.scheduling.ledger import Event, LeaseGranted, LeaseReleased, Ledger, NodeDown, NodeUp, TeamSet
+from moorage.scheduling.ledger import (
+    Event,
+    LeaseGranted,
+    LeaseReleased,
+    LeaseResized,
+    Ledger,
+    NodeDown,
+    NodeUp,
+    TeamSet,
+)
 from moorage.scheduling.model import Lease, NodeSpec, Role, TaskPlacement, TeamSpec
 from moorage.scheduling.validate import violations
 
@@ -61,24 +70,23 @@ class Scope:
             return
         job = next(f"j{j}" for j in range(self.jobs) if f"j{j}" not in ledger.leases)
         for team, places, milli in self.holdings():
-            tasks = tuple(
-                TaskPlacement(
-                    role=Role.WORKER,
-                    index=t,
-                    node=node,
-                    devices=(d,),
-                    milli_gpu=milli,
-                    gpu_mib=8,
-                    milli_cpu=2,
-                    mib=1,
-                )
-                for t, (node, d) in enumerate(places)
-            )
+            tasks = tuple(task(t, *place, milli) for t, place in enumerate(places))
             yield LeaseGranted(Lease(lease=job, job=job, team=team, epoch=ledger.last_epoch + 1, tasks=tasks))
+
+    def resizes(self, lease: Lease, granted: int) -> Iterator[Event]:
+        """A gang of two gives up its second, or has another instead; a gang of one takes any later device besides."""
+        if len(lease.tasks) == 2:
+            yield LeaseResized(lease.lease, lease.epoch, granted, 1)
+        first = lease.tasks[0]
+        for node, d in ((f"n{n}", d) for n, count in enumerate(self.nodes) for d in range(count)):
+            if self.gangs and (node, d) > (first.node, first.devices[0]):
+                second = task(1, node, d, first.milli_gpu)
+                yield LeaseResized(lease.lease, lease.epoch, granted, 1, (second,))
 
     def others(self, ledger: Ledger) -> Iterator[Event]:
         for lease in ledger.leases.values():
             yield LeaseReleased(lease.lease, lease.epoch)
+            yield from self.resizes(lease, ledger.last_epoch + 1)
         for n in range(len(self.nodes)):
             yield NodeDown(f"n{n}")
             yield NodeUp(self.node(n))
@@ -91,11 +99,34 @@ class Scope:
             yield LeaseReleased(lease.lease, lease.epoch + 1)
             yield LeaseReleased(lease.lease, lease.epoch - 1)
             yield LeaseGranted(lease)
-            for task in lease.tasks:
-                yield NodeUp(self.node(int(task.node[1:]), more=1))
+            yield LeaseResized(lease.lease, lease.epoch, ledger.last_epoch + 1, len(lease.tasks))
+            yield LeaseResized(lease.lease, lease.epoch, ledger.last_epoch + 1, 0)
+            again = task(9, lease.tasks[0].node, lease.tasks[0].devices[0], 1000)
+            for epoch, granted, more in (
+                (lease.epoch, ledger.last_epoch, task(9, "n0", 0, 1)),
+                (lease.epoch - 1, ledger.last_epoch + 1, task(9, "n0", 0, 1)),
+                (lease.epoch, ledger.last_epoch + 1, again),
+                (lease.epoch, ledger.last_epoch + 1, task(9, "n0", 9, 1)),
+            ):
+                yield LeaseResized(lease.lease, epoch, granted, 1, (more,))
+            for held in lease.tasks:
+                yield NodeUp(self.node(int(held.node[1:]), more=1))
         for j in range(self.jobs):
             if f"j{j}" not in ledger.leases:
                 yield LeaseReleased(f"j{j}", ledger.last_epoch)
+
+
+def task(index: int, node: str, d: int, milli: int) -> TaskPlacement:
+    return TaskPlacement(
+        role=Role.WORKER,
+        index=index,
+        node=node,
+        devices=(d,),
+        milli_gpu=milli,
+        gpu_mib=8,
+        milli_cpu=2,
+        mib=1,
+    )
 
 
 def key(ledger: Ledger) -> tuple[object, ...]:
@@ -116,6 +147,7 @@ class Search:
     states: int = 0
     applied: int = 0
     refused: int = 0
+    resized: int = 0
     depth: int = 0
     seen: set[tuple[object, ...]] = field(default_factory=set)
 
@@ -143,6 +175,7 @@ def explore(scope: Scope) -> Search:
                 search.refused += 1
                 continue
             search.applied += 1
+            search.resized += isinstance(event, LeaseResized)
             if (new := key(after)) not in search.seen:
                 search.seen.add(new)
                 todo.append((after, (*log, event)))
@@ -169,6 +202,13 @@ def test_every_state_of_a_small_pool_is_sound() -> None:
     assert search.states == lawful(Scope())
     assert search.states > 6000
     assert search.refused > search.states
+
+
+def test_every_state_of_gangs_that_grow_and_shrink_is_sound() -> None:
+    scope = Scope(jobs=2, gangs=True, quotas=(1000,))
+    search = explore(scope)
+    assert search.states == lawful(scope)
+    assert search.resized > search.states, "from almost every state, several ways"
 
 
 @pytest.mark.soak

@@ -56,6 +56,13 @@ def releasing(held: Lease, name: str = "held") -> Scene:
     return Scene(lambda m: m.LeaseReleased(name, epoch), held)
 
 
+def resizing(
+    held: Lease | None, kept: int, tasks: Tasks = (), name: str = "held", granted: Int | None = None
+) -> Scene:
+    epoch, to, new = Int("event.epoch"), granted or Int("event.granted"), lease("new", *tasks).tasks
+    return Scene(lambda m: m.LeaseResized(name, epoch, to, kept, new), held)
+
+
 def joining(name: str, devices: int, model: str, held: Lease | None) -> Scene:
     figures = {f: Int(f"spec.{f}") for f in ("device_mib", "milli_cpu", "mib")}
     spec = NodeSpec(name=name, devices=devices, gpu_model=model, traits=SPOT, **figures)  # type: ignore[arg-type]
@@ -85,6 +92,17 @@ def scenes(every: bool) -> dict[str, list[Scene]]:
     grants += [granting((PLACES[1],), two, name="held")]
     if every:
         grants += [granting(tasks) for tasks in product(PLACES, repeat=3)]
+    resizes = [resizing(h, kept) for h in held for kept in range(-1, len(h.tasks) + 2)]
+    resizes += [
+        resizing(h, kept, tasks)
+        for h in (held if every else (new, two, held[4]))
+        for kept in range(1, len(h.tasks) + 1)
+        for tasks in (
+            pairs if every else [(p,) for p in PLACES] + [(PLACES[1], PLACES[1]), (PLACES[4], PLACES[5])]
+        )
+    ]
+    resizes += [resizing(two, 1, tasks) for tasks in (*ODD, ((PLACES[0], PLACES[0], ("n7", ()))))]
+    resizes += [resizing(None, 1), resizing(new, 1, (PLACES[2],), "other")]
     joins = [
         joining(name, devices, model, h)
         for name, devices, model in product(("n0", "n1", "n2"), range(4), ("A", "B", "C"))
@@ -102,6 +120,7 @@ def scenes(every: bool) -> dict[str, list[Scene]]:
     return {
         "grant": grants,
         "release": [releasing(h) for h in held] + [releasing(new, "other")],
+        "resize": resizes,
         "node up": joins,
         "node down": [leaving(n, h) for n in ("n0", "n1", "n7") for h in (None, new)],
         "team": sets,
@@ -117,7 +136,7 @@ def keeps_its_invariants(transition: str, every: bool) -> None:
     print(f"{transition}: {len(proofs)} shapes, {paths} paths, {claims} claims")
 
 
-TRANSITIONS = ("grant", "release", "node up", "node down", "team")
+TRANSITIONS = ("grant", "release", "resize", "node up", "node down", "team")
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS)
@@ -143,6 +162,7 @@ class Change:
 
 ONE, PAIR, CPU = (("n0", (0,)),), (("n0", (0,)), ("n0", (0,))), (("n0", ()),)
 HOLDS = lease("held", ("n0", (0,)))
+BOTH = lease("held", ("n0", (0,)), ("n0", (1,)))
 CHANGES = {
     "an epoch again": Change(
         "lease.epoch <= ledger.last", "lease.epoch < ledger.last", granting(ONE, HOLDS), "share an epoch"
@@ -206,7 +226,7 @@ CHANGES = {
         "len(task.devices) * task.gpu_mib", "task.gpu_mib", granting((("n0", (0, 1)),)), "held"
     ),
     "a release that lets go of nothing": Change(
-        "_hold(ledger, team, lease, -1)", "pass", releasing(HOLDS), "held"
+        "_hold(ledger, team, lease.tasks, -1)", "pass", releasing(HOLDS), "held"
     ),
     "a charge of all models alone": Change("if column:", "if column < 0:", granting(ONE), "used"),
     "an epoch forgotten": Change("    ledger.last_epoch = lease.epoch", "", granting(ONE), "highest epoch"),
@@ -216,10 +236,62 @@ CHANGES = {
     ),
     "a released lease that stays": Change("del ledger.leases[lease_id]", "pass", releasing(HOLDS), "is gone"),
     "a release charged again": Change(
-        "row, -task.milli_gpu", "row, task.milli_gpu", releasing(HOLDS), "used"
+        "row, -task.milli_gpu)\n        ledger.touched.append(row)\n    del",
+        "row, task.milli_gpu)\n        ledger.touched.append(row)\n    del",
+        releasing(HOLDS),
+        "used",
     ),
     "memory kept after the end": Change(
         "mem.item(row, d) + gpu_mib", "mem.item(row, d) + min(gpu_mib, 0)", releasing(HOLDS), "MiB"
+    ),
+    "a stale resize": Change(
+        "lease = _held(ledger, event.lease, event.epoch)",
+        "lease = _held(ledger, event.lease, ledger.leases[event.lease].epoch)",
+        resizing(BOTH, 1),
+        "speaks against",
+    ),
+    "an epoch resized to again": Change(
+        "event.granted <= ledger.last_epoch", "event.granted < ledger.last_epoch", resizing(BOTH, 1), "speaks"
+    ),
+    "resized to nothing": Change("not 0 < event.kept", "not 0 <= event.kept", resizing(BOTH, 0), "speaks"),
+    "a resize of nothing": Change(
+        "event.kept == len(lease.tasks) and not event.tasks", "False", resizing(BOTH, 2), "speaks"
+    ),
+    "room of the given up kept": Change(
+        "_move(ledger, ledger.node_row[task.node], task, 1)", "pass", resizing(BOTH, 1), "add up"
+    ),
+    "the given up are not taken again": Change(
+        "_move(ledger, ledger.node_row[task.node], task, -1)",
+        "pass",
+        resizing(BOTH, 1, (("n0", (0,)),)),
+        "as it was",
+    ),
+    "the given up are charged on": Change(
+        "        _charge(ledger, team, row, -task.milli_gpu)\n        ledger.touched.append(row)\n    _hold(ledger, team, g",
+        "        ledger.touched.append(row)\n    _hold(ledger, team, g",
+        resizing(BOTH, 1),
+        "used",
+    ),
+    "what the given up held beside GPUs is held on": Change(
+        "_hold(ledger, team, given_up, -1)", "pass", resizing(BOTH, 1), "held"
+    ),
+    "an unlogged shrink": Change(
+        "        ledger.touched.append(row)\n    _hold(ledger, team, given_up",
+        "    _hold(ledger, team, given_up",
+        resizing(BOTH, 1),
+        "is logged",
+    ),
+    "a resize under the old epoch": Change(
+        "replace(lease, epoch=event.granted, tasks",
+        "replace(lease, tasks",
+        resizing(BOTH, 1),
+        "that was granted",
+    ),
+    "a resize that forgets what it keeps": Change(
+        "lease.tasks[: event.kept] + event.tasks", "event.tasks", resizing(HOLDS, 1, (("n0", (1,)),)), "keeps"
+    ),
+    "an epoch forgotten by a resize": Change(
+        "    ledger.last_epoch = event.granted", "", resizing(BOTH, 1), "highest epoch"
     ),
     "other figures under a lease": Change(
         " or _idle(ledger, row)", " or True", joining("n0", 2, "A", HOLDS), "add up"

@@ -21,6 +21,7 @@ from moorage.scheduling.ledger import (
     Event,
     LeaseGranted,
     LeaseReleased,
+    LeaseResized,
     Ledger,
     NodeDown,
     NodeUp,
@@ -69,6 +70,8 @@ class Made:
 
     starts: tuple[tuple[int, tuple[TaskPlacement, ...]], ...]
     leave: tuple[str, ...]
+    give: tuple[tuple[str, int], ...] = ()
+    """(lease, tasks that it keeps)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,9 @@ def decide(kind: Kind, ledger: Ledger, world: World) -> Made:
     starts = tuple((int(request.job[1:]), tasks) for request, tasks in decided.admissions(snapshot))
     waits = [int(requests[row].job[1:]) for row in decided.deferred]
     assert sorted([j for j, _ in starts] + waits) == sorted(world.waiting()), "each starts, or has a reason"
-    return Made(starts, decided.preempted)
+    return Made(
+        starts, decided.preempted, tuple(zip(decided.shrunk, decided.shrunk_tasks.tolist(), strict=True))
+    )
 
 
 def running(kind: Kind, ledger: Ledger, world: World) -> RunningJobs:
@@ -151,6 +156,7 @@ def running(kind: Kind, ledger: Ledger, world: World) -> RunningJobs:
         priority=ints(kind.priority[j] for j in jobs),
         key=zeros,
         fixed=zeros,
+        least_tasks=ints(kind.least[j] for j in jobs),
         lost=zeros,
         classes=tuple(TaskClass(shape=kind.shape(world.jobs[j])) for j in jobs),
         first=ints([0, *np.cumsum([len(lease.tasks) for lease in held])]),
@@ -197,6 +203,11 @@ def applied(kind: Kind, world: World, made: Made, work: Ledger) -> Iterator[Worl
         job = world.jobs[j]
         world = recorded(world, event, j, replace(job, state=WAITING, balance=job.balance - 1))
         yield world
+    for name, kept in made.give:
+        event = LeaseResized(name, work.leases[name].epoch, work.last_epoch + 1, kept)
+        step(work, event)
+        world = recorded(world, event)
+        yield world
     for j, tasks in made.starts:
         lease = Lease(lease=f"j{j}", job=f"j{j}", team=kind.teams[j], epoch=work.last_epoch + 1, tasks=tasks)
         step(work, LeaseGranted(lease))  # raises if the plan gave what is not there
@@ -216,9 +227,10 @@ def changed(world: World, j: int, job: Job) -> tuple[Job, ...]:
 def key(world: World, ledger: Ledger) -> tuple[object, ...]:
     """The state, without how many events led to it."""
     arrays = tuple(getattr(ledger, name).tobytes() for name in ("up", "milli_free", "cpu_free", "used"))
+    sizes = ((name, len(lease.tasks)) for name, lease in ledger.leases.items())
     fresh = world.made is not None and world.made_at == ledger.version
     made = None if world.made is None else world.made if fresh else "stale"
-    return arrays, tuple(ledger.leases), world.jobs, world.order, made
+    return arrays, tuple(sizes), world.jobs, world.order, made
 
 
 def check(kind: Kind, world: World, ledger: Ledger) -> None:
@@ -240,6 +252,7 @@ class Search:
     states: int = 0
     events: int = 0
     left: int = 0
+    gave: int = 0
     onward: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
 
 
@@ -258,6 +271,7 @@ def search(kind: Kind) -> Search:
                 seen.add(at)
                 todo.append(after)
                 found.left += bool(after.made and after.made.leave)
+                found.gave += bool(after.made and after.made.give)
         found.onward[key(world, ledger)] = at
     found.states = len(seen)
     return found
@@ -300,6 +314,21 @@ def test_jobs_that_may_be_pushed_out_come_to_rest() -> None:
     for found in (first, equal):
         assert found.left > 0, "somebody must have been pushed out"
         assert rests(found) <= 3
+
+
+def test_gangs_that_give_up_workers_come_to_rest() -> None:
+    """An elastic gang, and jobs of higher priority and of another team that ask it for workers."""
+    kind = Kind(
+        teams=("b", "a", "b"),
+        workers=(2, 1, 1),
+        priority=(0, 0, 1),
+        shares=(1000,),
+        unsteady=(),
+        preempts=True,
+    )
+    found = search(kind)
+    assert found.gave > 0
+    assert rests(found) <= 3
 
 
 @pytest.mark.soak

@@ -12,6 +12,7 @@ from moorage.scheduling.ledger import (
     Event,
     LeaseGranted,
     LeaseReleased,
+    LeaseResized,
     Ledger,
     NodeDown,
     NodeUp,
@@ -210,6 +211,33 @@ class PoolMachine(RuleBasedStateMachine):
         self.refused(LeaseReleased(lease.lease, lease.epoch))
         self.refused(LeaseGranted(lease))
         assert lease not in self.ledger.held_by(lease.job)
+
+    @precondition(lambda self: self.ledger.leases)
+    @rule(
+        data=st.data(),
+        fewer=st.integers(0, 3),
+        node=st.integers(0, 4),
+        devices=st.lists(st.integers(-1, 5), max_size=2),
+    )
+    def resize(self, data: st.DataObject, fewer: int, node: int, devices: list[int]) -> None:
+        """A gang keeps its first tasks and takes others: applied whole under a new epoch, or refused whole."""
+        lease = self.ledger.leases[data.draw(st.sampled_from(sorted(self.ledger.leases)))]
+        kept, granted = max(1, len(lease.tasks) - fewer), self.ledger.last_epoch + 1
+        more = self.lease(f"n{node}", tuple(devices), 1000 * len(devices)).tasks[:1] if devices else ()
+        event = LeaseResized(lease.lease, lease.epoch, granted, kept, more)
+        self.refused(LeaseResized(lease.lease, lease.epoch - 1, granted, kept, more))
+        before = image(self.ledger)
+        if attempt(self.ledger, event):
+            self.log.append(event)
+            assert self.auditor.after(event) == []
+            now = self.ledger.leases[lease.lease]
+            assert now.tasks == (*lease.tasks[:kept], *more) and now.epoch == granted
+            assert now in self.ledger.held_by(lease.job)
+            self.refused(event)
+            self.refused(LeaseReleased(lease.lease, lease.epoch))
+        else:
+            assert more or kept == len(lease.tasks), "giving up alone is never refused"
+            assert image(self.ledger) == before
 
     @precondition(lambda self: self.ledger.leases)
     @rule(data=st.data(), milli=st.sampled_from([1, 500, 1000]))

@@ -15,6 +15,7 @@ from moorage.scheduling.ledger import (
     Event,
     LeaseGranted,
     LeaseReleased,
+    LeaseResized,
     Ledger,
     LedgerError,
     NodeDown,
@@ -78,6 +79,13 @@ REFUSED: dict[str, Event] = {
     ),
     "a lease that is not held": LeaseReleased("l9", 9),
     "a stale release": LeaseReleased("l1", 2),
+    "a stale resize": LeaseResized("l1", 2, 3, 1, (task(1),)),
+    "a resize to an epoch that was used": LeaseResized("l1", 1, 1, 1, (task(1),)),
+    "a resize of a lease that is not held": LeaseResized("l9", 1, 2, 1, (task(1),)),
+    "a resize to nothing": LeaseResized("l1", 1, 2, 0),
+    "a resize of nothing": LeaseResized("l1", 1, 2, 1),
+    "a resize beyond its tasks": LeaseResized("l1", 1, 2, 2),
+    "growth onto what is taken": LeaseResized("l1", 1, 2, 1, (task(1), task(0, milli=501))),
     "other devices under a lease": NodeUp(node(devices=3)),
     "another GPU model under a lease": NodeUp(node(gpu_model="B")),
     "other device memory under a lease": NodeUp(node(device_mib=1)),
@@ -100,6 +108,44 @@ def test_what_is_refused_changes_nothing(name: str) -> None:
         step(ledger, REFUSED[name])
     assert image(ledger) == before
     assert ledger.touched == touched
+
+
+def test_a_gang_gives_up_workers_and_takes_others_under_a_new_epoch() -> None:
+    ledger = pool(
+        LeaseGranted(lease(1, task(0), task(1), task(0, on="n1"))), LeaseGranted(lease(2, task(0), job="k"))
+    )
+    ledger.held_by("j")
+    step(ledger, LeaseResized("l1", 1, 3, 1))
+    assert [len(x.tasks) for x in ledger.held_by("j")] == [1]
+    assert ledger.used[0].tolist() == [1000, 1000]
+    check(ledger)
+    with pytest.raises(LedgerError, match="stale"):
+        step(ledger, LeaseReleased("l1", 1))
+    step(ledger, LeaseResized("l1", 3, 4, 1, (task(1, milli=1000), task(0, milli=1000, on="n1"))))
+    assert list(ledger.leases) == ["l2", "l1"], "in order of epoch"
+    assert [t.milli_gpu for t in ledger.held_by("j")[0].tasks] == [500, 1000, 1000]
+    assert ledger.used[0].tolist() == [3000, 3000]
+    check(ledger)
+
+
+def test_a_resize_that_fails_half_way_leaves_what_was_given_up() -> None:
+    ledger = pool(LeaseGranted(lease(1, task(0), task(1, milli=1000))))
+    before = image(ledger)
+    with pytest.raises(LedgerError):
+        step(ledger, LeaseResized("l1", 1, 2, 1, (task(1, milli=1000), task(0, on="n7"))))
+    assert image(ledger) == before
+
+
+def test_the_room_given_up_is_taken_in_the_same_step_even_on_another_device() -> None:
+    ledger = pool(LeaseGranted(lease(1, task(0), task(1, milli=1000))), NodeDown("n1"))
+    step(ledger, LeaseResized("l1", 1, 2, 1, (task(1, milli=600), task(1, milli=400))))
+    check(ledger)
+
+
+def test_a_gang_gives_up_a_worker_on_a_lost_node() -> None:
+    ledger = pool(LeaseGranted(lease(1, task(0), task(0, on="n1"))), NodeDown("n1"))
+    step(ledger, LeaseResized("l1", 1, 2, 1))
+    check(ledger)
 
 
 def test_a_lost_node_takes_no_lease_and_gives_back_what_it_held() -> None:

@@ -14,11 +14,12 @@ from sqlalchemy import create_mock_engine, select, text
 
 from moorage.configs.teams import parse_teams
 from moorage.errors import Conflict, Forbidden, NotFound, Unauthenticated
-from moorage.runtime.control import states, tables
+from moorage.runtime.control import records, states, tables
 from moorage.runtime.control.api import FINAL, Submission
 from moorage.runtime.control.clock import ManualClock
 from moorage.runtime.control.store import Store, sqlite_url
 from moorage.runtime.control.tokens import authenticate, provision
+from moorage.scheduling.ledger import LeaseResized, step
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
@@ -156,6 +157,42 @@ def test_delete_hides_a_final_job_and_keeps_its_record(tmp_path: Path) -> None:
         assert w.service.cost(ops)["total"]["milli_gpu_ns"] > 0
         with pytest.raises(Conflict):
             w.submit("ops", job="gone", seconds="1")
+
+
+def test_a_resized_lease_is_stored_billed_and_read_again(tmp_path: Path) -> None:
+    """S3, L5: what the planner will do to a running gang is durable, though nothing in a live pool does it yet."""
+    with world(tmp_path, url=sqlite_url(tmp_path / "control.db")) as w:
+        w.submit("ops", gpus=1, workers=2, seconds="1000")
+        w.run(2)
+        core = w.service.core
+        (lease,) = core.book.ledger.leases.values()
+        before = w.service.cost(w.caller("ops"))["total"]["milli_gpu_ns"]
+
+        def resized(event: LeaseResized) -> None:
+            with core.change("resize") as change:
+                step(core.book.ledger, event)
+                now = core.book.ledger.leases[event.lease]
+                records.resize(change.db, change.now, now, event, models={}, settings=core.settings)
+
+        resized(LeaseResized(lease.lease, lease.epoch, lease.epoch + 1, 1))
+        w.clock.tick(10)
+        after = w.service.cost(w.caller("ops"))["total"]["milli_gpu_ns"]
+        assert after - before == 10 * 10**9 * 1000, "one GPU from the shrink on, two before"
+        resized(LeaseResized(lease.lease, lease.epoch + 1, lease.epoch + 2, 1, lease.tasks[1:]))
+        w.clock.tick(10)
+        assert w.service.cost(w.caller("ops"))["total"]["milli_gpu_ns"] - after == 10 * 10**9 * 2000
+        held = core.book.ledger.leases
+        with pytest.raises(Conflict), core.change("resize") as change:
+            stale = LeaseResized(lease.lease, lease.epoch, lease.epoch + 9, 1)
+            records.resize(change.db, change.now, lease, stale, models={}, settings=core.settings)
+        w.restart()
+        again = w.service.core.book.ledger
+        assert again.leases == held and again.last_epoch == lease.epoch + 2
+        kinds = [e["kind"] for e in w.service.events(w.caller("ops"), limit=1000)]
+        assert kinds.count("lease.resized") == 2
+        w.service.stop(w.caller("ops"), lease.job)
+        w.run(2)
+        assert not w.service.core.book.ledger.leases, "released under its new epoch"
 
 
 def test_a_team_gone_from_the_file_has_no_token_any_more(tmp_path: Path) -> None:
