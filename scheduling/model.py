@@ -278,8 +278,11 @@ class Policy:
     """Who started or resumed a shorter time ago is not pushed out, so that no start is paid for in vain."""
     reclaim_waits: bool = False
     """Lent quota is taken back after that time only, too; else at any time."""
+    grow: bool = True
+    """Running gangs that want more workers take them where nobody waits for the room."""
     settle_ns: int = 600 * 10**9
-    """A gang that took more workers a shorter time ago gives none up, but for a reclaim as above."""
+    """A gang that took more workers a shorter time ago gives none up, but for a reclaim as above; one that started,
+    took some or gave some up a shorter time ago takes none."""
     max_admissions: int = 2**31
 
 
@@ -327,6 +330,13 @@ class Plan:
     """Leases of gangs that give up workers before the plan's admissions hold: `shrunk[i]` keeps the first
     `shrunk_tasks[i]` of its tasks."""
     shrunk_tasks: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    grown: tuple[str, ...] = ()
+    """Leases of gangs that take more workers: worker i goes to `grown[grown_of[i]]`, on `grown_node[i]`,
+    `grown_devices[i]` with `grown_gpu_mib[i]` of each. A plan that grows anybody takes nothing from anybody."""
+    grown_of: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    grown_node: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    grown_devices: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    grown_gpu_mib: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved: tuple[str, ...] = ()
     """Leases of one task each that move: released, and granted again on `moved_node[i]`, `moved_devices[i]`, before the
     plan's admissions hold."""
@@ -344,6 +354,32 @@ class Plan:
         for a, row in enumerate(self.admitted):
             tasks = tuple(self._task(t, snapshot.ledger) for t in range(bounds[a], bounds[a + 1]))
             yield snapshot.pending.requests[int(row)], tasks
+
+    def growth(self, snapshot: Snapshot) -> Iterator[tuple[str, tuple[TaskPlacement, ...]]]:
+        """The leases that grow, each with the tasks it holds beside those it has."""
+        running = snapshot.running
+        if running is None:
+            return
+        for g, name in enumerate(self.grown):
+            held = snapshot.ledger.leases[name].tasks
+            free = 1 + max((task.index for task in held if task.role is Role.WORKER), default=-1)
+            shape = running.worker_shape(running.leases.index(name))
+            yield (
+                name,
+                tuple(
+                    TaskPlacement(
+                        role=Role.WORKER,
+                        index=free + i,
+                        node=snapshot.ledger.node_names[int(self.grown_node[t])],
+                        devices=unmask(int(self.grown_devices[t])),
+                        milli_gpu=shape.milli_gpu,
+                        gpu_mib=int(self.grown_gpu_mib[t]),
+                        milli_cpu=shape.milli_cpu,
+                        mib=shape.mib,
+                    )
+                    for i, t in enumerate(np.flatnonzero(self.grown_of == g))
+                ),
+            )
 
     def waiting(self, snapshot: Snapshot) -> Iterator[tuple[JobRequest, Reason]]:
         """The jobs that stay, each with its reason."""

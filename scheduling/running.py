@@ -11,10 +11,19 @@ import numpy.typing as npt
 
 from moorage.kernels import moving, preemption
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import IntArray, JobRequest, Policy, Role
+from moorage.scheduling.model import IntArray, JobRequest, Policy, Role, Shape
 from moorage.scheduling.queue import TaskClass
 
-_OPTIONAL = ("ran_ns", "least_run_ns", "least_tasks", "grown_ns", "movable")
+_OPTIONAL = (
+    "ran_ns",
+    "least_run_ns",
+    "least_tasks",
+    "most_tasks",
+    "worker",
+    "grown_ns",
+    "shrunk_ns",
+    "movable",
+)
 """Columns by job that may be left out."""
 
 
@@ -68,8 +77,14 @@ class RunningJobs:
     least_tasks: IntArray | None = None
     """How many of its tasks, in their order, each must keep; the workers after them are given up before any job leaves
     as a whole. None = nobody gives up any."""
+    most_tasks: IntArray | None = None
+    """How many tasks each wants, its head included; None = nobody grows."""
+    worker: IntArray | None = None
+    """The class of one more worker; None = as the last task's."""
     grown_ns: IntArray | None = None
     """Since each last took more workers, held against `Policy.settle_ns`; None = long ago."""
+    shrunk_ns: IntArray | None = None
+    """The same since it last gave some up."""
     movable: IntArray | None = None
     """1 = may be moved: stopped, and started again elsewhere at once; None = nobody."""
     lost: IntArray = field(default_factory=_none)
@@ -88,7 +103,7 @@ class RunningJobs:
         leases = [ledger.leases[name] for name in jobs]
         classes: dict[TaskClass, int] = {}
         rows: list[tuple[int, int, int]] = []
-        first = [0]
+        first, workers = [0], list[int]()
         for lease, request in zip(leases, jobs.values(), strict=True):
             for task in lease.tasks:
                 shape = request.head if task.role is Role.HEAD else request.worker
@@ -96,6 +111,7 @@ class RunningJobs:
                 mask = sum(1 << d for d in task.devices)
                 rows.append((ledger.node_row[task.node], mask, classes.setdefault(wanted, len(classes))))
             first.append(len(rows))
+            workers.append(classes.setdefault(TaskClass.of(request, request.worker), len(classes)))
         table = np.array(rows, np.int64).reshape(-1, 3)
         teams = tuple(dict.fromkeys(lease.team for lease in leases))
         none = np.zeros(len(leases), np.int64)
@@ -105,6 +121,8 @@ class RunningJobs:
             team=np.array([teams.index(lease.team) for lease in leases], np.int64),
             priority=np.array([request.priority for request in jobs.values()], np.int64),
             key=none,
+            most_tasks=np.array([_most(request) for request in jobs.values()], np.int64),
+            worker=np.array(workers, np.int64),
             least_tasks=np.array([_least(request) for request in jobs.values()], np.int64),
             fixed=np.array([not request.preemptible for request in jobs.values()], np.int64),
             lost=none,
@@ -130,6 +148,14 @@ class RunningJobs:
         rank = np.arange(len(job)) - np.repeat(np.cumsum(1 + extras) - 1 - extras, 1 + extras)
         begin = self.first[:-1][job] + np.where(rank > 0, (count - extras)[job] + rank - 1, 0)
         return Pieces(job=job, rank=rank, first=np.append(begin, self.first[-1]))
+
+    def workers(self) -> IntArray:
+        """[V] the class of one more worker: that of the last task unless said."""
+        return self.task_class[self.first[1:] - 1] if self.worker is None else self.worker
+
+    def worker_shape(self, v: int) -> Shape:
+        """Of job `v`."""
+        return self.classes[int(self.workers()[v])].shape
 
     def take(self, stays: npt.NDArray[np.bool_]) -> RunningJobs:
         """The jobs marked in `stays`."""
@@ -205,3 +231,8 @@ def _least(request: JobRequest) -> int:
     """The tasks of the smallest gang that may run: its head and its least workers, one task at least."""
     heads = 0 if request.head.empty else 1
     return max(1, heads + (0 if request.worker.empty else request.min_workers))
+
+
+def _most(request: JobRequest) -> int:
+    """The tasks of the whole gang. A worker that asks for nothing takes no place."""
+    return (0 if request.head.empty else 1) + (0 if request.worker.empty else request.workers)

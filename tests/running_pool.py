@@ -40,6 +40,9 @@ def job(name: str, owner: str, workers: int, milli: int = 1000, **more: object) 
     return JobRequest(job=name, team=owner, worker=Shape(milli_gpu=milli), workers=workers, **figures)  # type: ignore[arg-type]
 
 
+LONG_AGO = -(10**15)
+
+
 @dataclass
 class RunningPool:
     """`waits` and `runs` by job; `since[job]` is when it last started."""
@@ -52,6 +55,9 @@ class RunningPool:
     waits: dict[str, JobRequest] = field(default_factory=dict)
     runs: dict[str, JobRequest] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
+    grown: dict[str, int] = field(default_factory=dict)
+    """When each gang last took workers, and when it last gave some up."""
+    shrunk: dict[str, int] = field(default_factory=dict)
     snapshot: Snapshot | None = None
     """Of the last plan."""
 
@@ -73,6 +79,8 @@ class RunningPool:
         return replace(
             found,
             key=np.array([self.keys.get(name, 0) for name in self.runs], np.int64),
+            grown_ns=np.array([self.now - self.grown.get(name, LONG_AGO) for name in self.runs], np.int64),
+            shrunk_ns=np.array([self.now - self.shrunk.get(name, LONG_AGO) for name in self.runs], np.int64),
             ran_ns=np.array([self.now - self.since[name] for name in self.runs], np.int64),
         )
 
@@ -95,6 +103,8 @@ class RunningPool:
             self.end(name, again=True)
         for name, kept in zip(decided.shrunk, decided.shrunk_tasks.tolist(), strict=True):
             self.resize(name, kept)
+        for name, more in decided.growth(self.snapshot):
+            self.resize(name, len(self.ledger.leases[name].tasks), more)
         for request, tasks in decided.admissions(self.snapshot):
             self.start(request, tasks)
         check(self.ledger)
@@ -109,6 +119,7 @@ class RunningPool:
     def resize(self, name: str, kept: int, more: tuple[TaskPlacement, ...] = ()) -> None:
         epoch, granted = self.ledger.leases[name].epoch, self.ledger.last_epoch + 1
         step(self.ledger, LeaseResized(name, epoch, granted, kept, more))
+        (self.grown if more else self.shrunk)[name] = self.now
 
     def end(self, name: str, *, again: bool = False) -> None:
         """Its lease is released; with `again`, it waits again."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running_pool import RunningPool, job, team
 
-from moorage.scheduling.ledger import LeaseReleased, LeaseResized, Ledger, step
+from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, LeaseResized, Ledger, step
 from moorage.scheduling.model import DeviceRule, JobRequest, Lease, Policy, Snapshot, TaskPlacement
 from moorage.scheduling.planner import plan
 from moorage.scheduling.queue import Queue
@@ -158,8 +158,6 @@ def put_back(
 
 
 def grant(ledger: Ledger, request: JobRequest, tasks: tuple[TaskPlacement, ...]) -> None:
-    from moorage.scheduling.ledger import LeaseGranted
-
     lease = Lease(lease="new", job="new", team=request.team, epoch=ledger.last_epoch + 1, tasks=tasks)
     step(ledger, LeaseGranted(lease))
 
