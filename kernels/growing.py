@@ -16,11 +16,12 @@ from moorage.kernels.gang import Pool, models_with
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.placing import find_among, take
 from moorage.kernels.sharing import next_team
-from moorage.kernels.teams import Teams, charge, in_quota, room
+from moorage.kernels.teams import Teams, charge, hold, in_quota, room
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
+WHOLE = 1000
 PARTS = 2**20
 """The whole of what a gang wants."""
 
@@ -94,6 +95,8 @@ def grow(
             growing.done[e] = True
             continue
         mem[count] = take(nodes, classes, pool.scores, c, n, devices, -1)
+        gpu_mib = mem[count] * max(milli // WHOLE, np.int64(1))
+        hold(teams, team, classes.cpu[c], classes.mib[c], gpu_mib)
         charge(teams, team, 0, milli)
         if nodes.model[n] > 0:
             charge(teams, team, nodes.model[n], milli)

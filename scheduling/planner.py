@@ -170,9 +170,7 @@ class _Decision:
         if lacks.nodes.all():
             return None
         if not len(self.teams.shares.weight):
-            self.teams = self.teams._replace(
-                shares=shares(self.teams, int(self.snapshot.ledger.capacity()[0]))
-            )
+            self.teams = self.teams._replace(shares=shares(self.teams, self.snapshot.ledger))
         klass = self.kept.rows(self.snapshot.ledger, running.classes)[running.workers()]
         team = self.running.team[self.pieces.rank == 0]
         return growing.grow(gangs, running, team, klass, self.pool, self.teams, lacks)

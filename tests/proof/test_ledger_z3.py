@@ -236,8 +236,8 @@ CHANGES = {
     ),
     "a released lease that stays": Change("del ledger.leases[lease_id]", "pass", releasing(HOLDS), "is gone"),
     "a release charged again": Change(
-        "row, -task.milli_gpu)\n        ledger.touched.append(row)\n    del",
-        "row, task.milli_gpu)\n        ledger.touched.append(row)\n    del",
+        "row, -task.milli_gpu)\n        ledger.touched.append(row)\n    _hold(ledger, team, lease",
+        "row, task.milli_gpu)\n        ledger.touched.append(row)\n    _hold(ledger, team, lease",
         releasing(HOLDS),
         "used",
     ),
@@ -267,8 +267,8 @@ CHANGES = {
         "as it was",
     ),
     "the given up are charged on": Change(
-        "        _charge(ledger, team, row, -task.milli_gpu)\n        ledger.touched.append(row)\n    _hold(ledger, team, g",
-        "        ledger.touched.append(row)\n    _hold(ledger, team, g",
+        "_charge(ledger, team, row, -task.milli_gpu)\n        ledger.touched.append(row)\n    _hold(ledger, team, g",
+        "pass\n        ledger.touched.append(row)\n    _hold(ledger, team, g",
         resizing(BOTH, 1),
         "used",
     ),
