@@ -65,7 +65,9 @@ def plan(file: Path, since: str, history: str | None, home: Path | None, as_json
     if not found.teams:
         raise DataError("the history holds no teams file", code="history-without-teams")
     with progress_bar() as progress:
-        report = whatif.what_if(found, stored_teams(found.teams), proposed, progress=progress)
+        report = whatif.what_if(
+            found, stored_teams(found.teams), proposed, packing=settings.packing, progress=progress
+        )
     report = {"since": since, "file": str(file), **report}
     if as_json:
         shared.print_json(report)

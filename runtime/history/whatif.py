@@ -14,18 +14,23 @@ import numpy as np
 from moorage.configs.teams import Teams
 from moorage.errors import InvalidRequest
 from moorage.runtime.control.book import team_specs
+from moorage.runtime.control.packing import FEWEST_TASKS
 from moorage.runtime.history.figures import HOUR_NS, plain
 from moorage.runtime.history.own import OwnHistory
 from moorage.runtime.history.runs import Progress
 from moorage.runtime.history.trace import check_any, left_out_counts, left_out_json
 from moorage.scheduling.ledger import Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import WHOLE, DeviceRule, IntArray, JobRequest, NodeSpec, Reason, Shape
+from moorage.scheduling.packing.scorings import BEST_FIT, POTENTIAL
 from moorage.scheduling.planner import feasible
 from moorage.scheduling.simulator import engine
 from moorage.scheduling.simulator.disciplines import LIVE
 from moorage.scheduling.simulator.model import BoolArray, LeftOut, NotSimulated, Workload
 
 WORST_SHOWN = 10
+MANY_JOBS = 20_000
+PERIOD_NS = 10 * 10**9
+"""Of so many jobs decisions are made that far apart: a replay must not take an afternoon."""
 _FIGURES = ("quota", "limit", "lend", "borrow")
 _SHAPE = ("team", "workers", "min_workers", "milli_gpu", "gpu_mib", "milli_cpu", "mib", "models")
 
@@ -47,11 +52,13 @@ def what_if(
     after: Teams,
     *,
     rule: DeviceRule = DeviceRule.RAYLET,
+    packing: str = POTENTIAL,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The report as JSON values: waits in seconds, GPU time in GPU-hours, `before` the quotas in force.
 
-    The window is that of the real history: from its first submission to the last end. Raises InvalidRequest
+    `packing` is that of the pool's settings; like the pool, few tasks are packed by best fit whatever it says. The
+    window is that of the real history: from its first submission to the last end. Raises InvalidRequest
     (`history-team-unknown`, `teams-over-committed`, `no-nodes`, `not-simulated`) and DataError when no job is left.
     """
     _check(history, after)
@@ -77,7 +84,7 @@ def what_if(
     sides = []
     for number, (name, teams, gone) in enumerate((("current", before, {}), ("proposed", after, refused))):
         told = None if progress is None else _part(progress, f"{name} quotas", number)
-        sides.append(_run(history.nodes, load, teams, gone, rule, window, told))
+        sides.append(_run(history.nodes, load, teams, gone, rule, packing, window, told))
     gpus = sum(node.devices for node in history.nodes)
     return {
         "begun_ns": history.begun_ns + first,
@@ -97,7 +104,7 @@ def what_if(
         "refused": _refused(load, refused),
         "left_out": left_out_json(left_out),
         "left_out_by_code": left_out_counts(left_out),
-        "notes": _notes(before, history),
+        "notes": _notes(before, history, len(load)),
     }
 
 
@@ -172,6 +179,7 @@ def _run(
     teams: Teams,
     refused: dict[int, Reason],
     rule: DeviceRule,
+    packing: str,
     window_ns: int,
     progress: engine.Progress | None,
 ) -> _Side:
@@ -185,7 +193,14 @@ def _run(
         some = load.take(rows)
         try:
             result = engine.simulate(
-                nodes, some, policy=LIVE, quotas=team_specs(teams), rule=rule, progress=progress
+                nodes,
+                some,
+                policy=LIVE,
+                quotas=team_specs(teams),
+                rule=rule,
+                packing=packing if int(load.workers.sum()) >= FEWEST_TASKS else BEST_FIT,
+                period_ns=PERIOD_NS if len(load) >= MANY_JOBS else 0,
+                progress=progress,
             )
         except NotSimulated as error:
             raise InvalidRequest(str(error), code="not-simulated") from error
@@ -309,10 +324,12 @@ def changes(before: Teams, after: Teams) -> list[dict[str, Any]]:
     return found
 
 
-def _notes(before: Teams, history: OwnHistory) -> list[str]:
+def _notes(before: Teams, history: OwnHistory, jobs: int) -> list[str]:
     found = [
         "on the nodes that the pool has now, each job as long as it ran",
         "jobs that ran or waited before the window, and leases that running jobs grew by, are not replayed",
     ]
+    if jobs >= MANY_JOBS:
+        found.append(f"{jobs} jobs: decisions are {PERIOD_NS // 10**9} s apart, so waits are that coarse")
     found += [f"the quotas in force: {one}" for one in before.over_committed(capacity(history.nodes))]
     return found

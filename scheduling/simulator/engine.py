@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moorage.kernels.placing_scores import Scoring
 from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     DeviceRule,
@@ -27,6 +28,8 @@ from moorage.scheduling.model import (
     TeamSpec,
     unmask,
 )
+from moorage.scheduling.packing.named import scoring
+from moorage.scheduling.packing.scorings import BEST_FIT
 from moorage.scheduling.planner import plan
 from moorage.scheduling.running import RunningJobs
 from moorage.scheduling.simulator import partition
@@ -68,6 +71,7 @@ def simulate(
     policy: str,
     quotas: Sequence[TeamSpec] | None = None,
     rule: DeviceRule = DeviceRule.FREE,
+    packing: str = BEST_FIT,
     lost_ns: int = LOST_NS,
     period_ns: int = 0,
     stopwatch: Callable[[], float] | None = None,
@@ -77,6 +81,7 @@ def simulate(
 
     `quotas`: the teams' figures, parents first; None = no quotas. Every job must fit the idle pool and its quotas, or
     under `SHARING` policies its team's partition (`partition.fit_partition`).
+    `packing`: a rule of `packing.named`, its tables made of the whole workload; partitions pack by best fit.
     `period_ns`: decide at its multiples alone, as schedulers with a cycle do; 0 = whenever a job comes or ends.
     """
     if policy not in POLICIES:
@@ -85,6 +90,9 @@ def simulate(
         return _partitions(nodes, workload, rule, lost_ns, period_ns, stopwatch, progress)
     run = _Run.of(nodes, workload, DISCIPLINES[policy], quotas, lost_ns, stopwatch)
     run.rule, run.period_ns = rule, period_ns
+    if packing != BEST_FIT:
+        tasks = np.bincount(run.jobs.klass, workload.workers, len(run.jobs.classes)).astype(np.int64)
+        run.scoring = scoring(packing, run.ledger, run.jobs.classes, tasks)
     run.to_the_end(progress)
     return run.result()
 
@@ -127,6 +135,7 @@ class _Run:
     rank: Rank
     placed: Placed
     rule: DeviceRule = DeviceRule.FREE
+    scoring: Scoring | None = None
     now: int = 0
     period_ns: int = 0
     arrived: int = 0
@@ -240,6 +249,7 @@ class _Run:
             if ranks.preempts
             else None,
             device_rule=self.rule,
+            scoring=self.scoring,
         )
         begun = self.stopwatch() if self.stopwatch else 0.0
         policy = Policy(

@@ -67,6 +67,14 @@ def test_the_raylet_may_pick_a_device_that_has_no_memory_left() -> None:
         assert hours(engine.simulate((node,), load, policy="live", rule=rule).finish_ns) == ends
 
 
+def test_jobs_are_packed_by_the_rule_that_is_asked_for() -> None:
+    """A small job fills the node that is nearly full, or takes the first node that it fits and breaks a pair there."""
+    jobs = (Job(0, 10, 2), Job(1, 10, 3), Job(2, 20, 1), Job(3, 1, 2))
+    nodes = (NODE, replace(NODE, name="n1"))
+    for packing, start in (("best-fit", 3), ("first", 10)):
+        assert hours(run("live", *jobs, nodes=nodes, packing=packing).start_ns)[3] == start
+
+
 def test_the_oracle_pushes_out_the_longer_job_and_pays_for_it() -> None:
     found = run("srtf-oracle", Job(0, 10, 4), Job(1, 1, 4))
     minute = round(1 / 60, 3)

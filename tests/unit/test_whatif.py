@@ -17,6 +17,7 @@ from moorage.configs.teams import Teams, parse_teams, stored_teams
 from moorage.errors import DataError, InvalidRequest, MoorageError
 from moorage.runtime.commands import plan as command
 from moorage.runtime.control.simbackend import SimNode
+from moorage.runtime.history import whatif
 from moorage.runtime.history.own import OwnHistory, read_own
 from moorage.runtime.history.trace import Trace
 from moorage.runtime.history.whatif import changes, what_if
@@ -308,3 +309,26 @@ def test_what_a_job_wants_of_nodes_is_replayed(tmp_path: Path) -> None:
     found = what_if(own, teams(ops=""), teams(ops=""))
     assert found["jobs"] == 2 and found["before"]["wait_longest_s"] > 59
     assert abs(found["before"]["wait_longest_s"] - found["as_it_was"]["wait_longest_s"]) < 3
+
+
+def test_many_jobs_are_decided_in_steps_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = history(Job("b"), Job("b", at=1, waited=1))
+    assert "coarse" not in str(what_if(own, teams(b="limit: 1"), teams(b="limit: 1"))["notes"])
+    monkeypatch.setattr(whatif, "MANY_JOBS", 2)
+    monkeypatch.setattr(whatif, "PERIOD_NS", 3 * HOUR)
+    found = what_if(own, teams(b="limit: 1"), teams(b="limit: 1"))
+    assert "10800 s apart" in str(found["notes"]) and hours(found["before"])[2] == 2, "at 3, not at 2"
+
+
+def test_few_jobs_are_packed_by_best_fit_as_in_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live pool knows its mix from 200 tasks on; so does the replay."""
+    asked: list[str] = []
+    real = whatif.engine.simulate
+    monkeypatch.setattr(
+        whatif.engine, "simulate", lambda *a, **k: asked.append(k["packing"]) or real(*a, **k)
+    )
+    own = history(Job("a"), Job("a"))
+    what_if(own, teams(a=""), teams(a=""))
+    monkeypatch.setattr(whatif, "FEWEST_TASKS", 2)
+    what_if(own, teams(a=""), teams(a=""), packing="first")
+    assert asked == ["best-fit"] * 2 + ["first"] * 2
