@@ -18,6 +18,9 @@ class Job:
     hours: int
     gpus: int
     team: str = "a"
+    workers: int = 1
+    """Each of `gpus`; at least `least` of them."""
+    least: int = 0
 
 
 def workload(*jobs: Job) -> Workload:
@@ -32,8 +35,8 @@ def workload(*jobs: Job) -> Workload:
         submit_ns=column([job.at * HOUR for job in jobs]),
         duration_ns=column([job.hours * HOUR for job in jobs]),
         team=column([teams.index(job.team) for job in jobs]),
-        workers=np.ones(count, np.int64),
-        min_workers=np.ones(count, np.int64),
+        workers=column([job.workers for job in jobs]),
+        min_workers=column([job.least or job.workers for job in jobs]),
         milli_gpu=column([job.gpus * 1000 for job in jobs]),
         gpu_mib=none,
         milli_cpu=none,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moorage.kernels.placing_scores import Scoring
-from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, NodeUp, TeamSet, step
+from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, LeaseResized, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     DeviceRule,
     IntArray,
@@ -33,8 +33,9 @@ from moorage.scheduling.packing.scorings import BEST_FIT
 from moorage.scheduling.planner import plan
 from moorage.scheduling.running import RunningJobs
 from moorage.scheduling.simulator import partition
-from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline, Rank
+from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline, Rank, Ranks
 from moorage.scheduling.simulator.disciplines import Jobs as Seen
+from moorage.scheduling.simulator.elastic import Elastic, Gangs
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
 from moorage.scheduling.simulator.placed import Placed
 from moorage.scheduling.simulator.queueing import Jobs
@@ -74,6 +75,7 @@ def simulate(
     packing: str = BEST_FIT,
     lost_ns: int = LOST_NS,
     period_ns: int = 0,
+    elastic: Elastic | None = None,
     stopwatch: Callable[[], float] | None = None,
     progress: Progress | None = None,
 ) -> JobsResult:
@@ -83,16 +85,21 @@ def simulate(
     under `SHARING` policies its team's partition (`partition.fit_partition`).
     `packing`: a rule of `packing.named`, its tables made of the whole workload; partitions pack by best fit.
     `period_ns`: decide at its multiples alone, as schedulers with a cycle do; 0 = whenever a job comes or ends.
+    `elastic`: gangs grow and shrink between `min_workers` and `workers`; None = each keeps what it started with, and
+    runs as long as at all its workers.
     """
     if policy not in POLICIES:
         raise NotSimulated(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
     if policy == STATIC:
+        if elastic:
+            raise NotSimulated("static partitions are simulated without elastic gangs")
         return _partitions(nodes, workload, rule, lost_ns, period_ns, stopwatch, progress)
     run = _Run.of(nodes, workload, DISCIPLINES[policy], quotas, lost_ns, stopwatch)
     run.rule, run.period_ns = rule, period_ns
     if packing != BEST_FIT:
         tasks = np.bincount(run.jobs.klass, workload.workers, len(run.jobs.classes)).astype(np.int64)
         run.scoring = scoring(packing, run.ledger, run.jobs.classes, tasks)
+    run.gangs = Gangs(workload, elastic) if elastic else None
     run.to_the_end(progress)
     return run.result()
 
@@ -145,6 +152,7 @@ class _Run:
     decisions: int = 0
     next_tick: int = 0
     workspace: Workspace = field(default_factory=Workspace)
+    gangs: Gangs | None = None
     leases: dict[int, Lease] = field(default_factory=dict)
     """By row, in order of start."""
     finishing: list[tuple[int, int, int]] = field(default_factory=list)
@@ -211,6 +219,9 @@ class _Run:
             times.append(int(submit[self.arrived]))
         if self.discipline.tick_ns and len(self.waiting) and times:
             times.append(max(self.next_tick, self.now + 1))
+        if self.gangs and self.leases:
+            due = self.gangs.next_ns(self._rows(), self.seen.started_ns, self.now)
+            times += [] if due is None else [due]
         if not times:
             return False
         until = min(times)
@@ -235,9 +246,9 @@ class _Run:
     def _decide(self) -> None:
         if self.discipline.tick_ns and self.now >= self.next_tick:
             self.next_tick = self.now + self.discipline.tick_ns
-        if not len(self.waiting):
+        running = self._rows()
+        if not len(self.waiting) and not (self.gangs and len(self.gangs.short(running))):
             return
-        running = np.fromiter(self.leases, np.int64, len(self.leases))
         self.seen.now_ns = self.now
         ranks = self.rank(self.seen, self.waiting, running)
         self.seen.stopped.clear()
@@ -245,9 +256,7 @@ class _Run:
             version=self.ledger.version,
             ledger=self.ledger,
             pending=self.jobs.queue(self.waiting, key=ranks.waiting),
-            running=self._running(running, ranks.running, ranks.fixed, ranks.movable)
-            if ranks.preempts
-            else None,
+            running=self._running(running, ranks),
             device_rule=self.rule,
             scoring=self.scoring,
         )
@@ -259,34 +268,44 @@ class _Run:
             moves=ranks.moves,
             least_run_ns=ranks.least_run_ns,
             reclaim_waits=True,
+            settle_ns=self.gangs.how.settle_ns if self.gangs else 0,
         )
         decided = plan(snapshot, policy, self.now, self.workspace)
         self.elapsed_s += self.stopwatch() - begun if self.stopwatch else 0.0
         self.decisions += 1
         again = [self._preempt(int(running[int(name)])) for name in decided.preempted]
+        self._resize(decided, running)
         self._move(decided, running)
         self._start(decided)
         keep = np.ones(len(self.waiting), np.bool_)
         keep[decided.admitted] = False
         self.waiting = np.concatenate((self.waiting[keep], np.array(again, np.int64)))
 
-    def _running(self, rows: IntArray, key: IntArray, fixed: IntArray, movable: IntArray) -> RunningJobs:
+    def _rows(self) -> IntArray:
+        """Of the jobs that run, in order of start."""
+        return np.fromiter(self.leases, np.int64, len(self.leases))
+
+    def _running(self, rows: IntArray, ranks: Ranks) -> RunningJobs | None:
+        if not ranks.preempts and self.gangs is None:
+            return None
         first, node, mask = self.placed.of(rows)
+        none, all_ = np.zeros(len(rows), np.int64), np.ones(len(rows), np.int64)
         return RunningJobs(
             leases=range(len(rows)),  # type: ignore[arg-type]  # rows of this table: names would cost more
             teams=self.workload.teams,
             team=self.workload.team[rows],
             priority=self.workload.priority[rows],
-            key=key,
-            fixed=fixed,
+            key=ranks.running if ranks.preempts else none,
+            fixed=ranks.fixed if ranks.preempts else all_,
             ran_ns=self.seen.ran_ns(rows),
-            movable=movable,
-            lost=np.zeros(len(rows), np.int64),
+            movable=ranks.movable if ranks.preempts else none,
+            lost=none,
             classes=self.jobs.classes,
             first=first,
             task_node=node,
             task_mask=mask,
             task_class=np.repeat(self.jobs.klass[rows], np.diff(first)),
+            **(self.gangs.columns(rows, self.now) if self.gangs else {}),
         )
 
     def _start(self, decided: Plan) -> None:
@@ -313,13 +332,40 @@ class _Run:
             mib = np.array([lease.tasks[0].gpu_mib], np.int64)
             self._grant(row, np.array([node]), np.array([mask]), mib)
 
-    def _grant(self, row: int, node: IntArray, mask: IntArray, gpu_mib: IntArray) -> None:
-        shape, names = self.jobs.classes[int(self.jobs.klass[row])].shape, self.ledger.node_names
+    def _resize(self, decided: Plan, running: IntArray) -> None:
+        none = np.zeros(0, np.int64)
+        for name, kept in zip(decided.shrunk, decided.shrunk_tasks.tolist(), strict=True):
+            self._resized(int(running[int(name)]), kept, none, none, none)
+        for g, name in enumerate(decided.grown):
+            row, new = int(running[int(name)]), decided.grown_of == g
+            columns = decided.grown_node[new], decided.grown_devices[new], decided.grown_gpu_mib[new]
+            self._resized(row, len(self.leases[row].tasks), *columns)
+
+    def _resized(self, row: int, kept: int, node: IntArray, mask: IntArray, gpu_mib: IntArray) -> None:
+        lease, gangs = self.leases[row], self.gangs
+        if gangs is None:
+            raise AssertionError(f"job {row} was resized in a simulation without elastic gangs")
         self.epoch += 1
-        tasks = tuple(
+        tasks = self._tasks(row, kept, node, mask, gpu_mib)
+        step(self.ledger, LeaseResized(lease.lease, lease.epoch, self.epoch, kept, tasks))
+        self.leases[row] = self.ledger.leases[lease.lease]
+        _, had_node, had_mask = self.placed.of(np.array([row]))
+        self.placed.drop(row)
+        self.placed.put(row, np.append(had_node[:kept], node), np.append(had_mask[:kept], mask))
+        gangs.resized(row, kept + len(node), self.now)
+        heapq.heappush(
+            self.finishing, (self.now + gangs.takes_ns(row, int(self.left_ns[row])), self.epoch, row)
+        )
+
+    def _tasks(
+        self, row: int, first: int, node: IntArray, mask: IntArray, gpu_mib: IntArray
+    ) -> tuple[TaskPlacement, ...]:
+        """Workers of a job, numbered from `first`."""
+        shape, names = self.jobs.classes[int(self.jobs.klass[row])].shape, self.ledger.node_names
+        return tuple(
             TaskPlacement(
                 role=Role.WORKER,
-                index=i,
+                index=first + i,
                 node=names[n],
                 devices=unmask(m),
                 milli_gpu=shape.milli_gpu,
@@ -329,20 +375,30 @@ class _Run:
             )
             for i, (n, m, mib) in enumerate(zip(node.tolist(), mask.tolist(), gpu_mib.tolist(), strict=True))
         )
+
+    def _grant(self, row: int, node: IntArray, mask: IntArray, gpu_mib: IntArray) -> None:
+        self.epoch += 1
+        tasks = self._tasks(row, 0, node, mask, gpu_mib)
         team = self.workload.teams[int(self.workload.team[row])]
         lease = Lease(lease=str(row), job=str(row), team=team, epoch=self.epoch, tasks=tasks)
         step(self.ledger, LeaseGranted(lease))
         self.leases[row] = lease
         self.placed.put(row, node, mask)
         self.seen.started_ns[row] = self.now
-        heapq.heappush(self.finishing, (self.now + int(self.left_ns[row]), self.epoch, row))
+        takes = int(self.left_ns[row])
+        if self.gangs:
+            self.gangs.begin(row, len(tasks), self.now)
+            takes = self.gangs.takes_ns(row, takes)
+        heapq.heappush(self.finishing, (self.now + takes, self.epoch, row))
 
     def _leave(self, row: int) -> int:
-        """Release the lease; how long it ran."""
+        """Release the lease; how long it ran, of an elastic gang as if at full size."""
         lease = self.leases.pop(row)
         self.placed.drop(row)
         step(self.ledger, LeaseReleased(lease.lease, lease.epoch))
         ran = self.now - int(self.seen.started_ns[row])
+        if self.gangs:
+            ran = self.gangs.useful_ns(row, self.now)
         self.seen.attained_ns[row] += ran
         self.seen.started_ns[row] = -1
         return ran
@@ -372,4 +428,5 @@ class _Run:
             lost_ns=self.seen.lost_ns,
             elapsed_s=self.elapsed_s,
             decisions=self.decisions,
+            resizes=np.zeros(len(self.workload), np.int64) if self.gangs is None else self.gangs.resizes,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
 import numpy as np
@@ -145,6 +145,8 @@ class JobsResult:
     """Seconds inside `plan()` alone, by the stopwatch given; 0.0 without one."""
     decisions: int = 0
     """Calls of `plan()`."""
+    resizes: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """How often each gang took workers or gave some up."""
 
 
 def fits(workload: Workload, nodes: Sequence[NodeSpec]) -> BoolArray:
