@@ -22,11 +22,8 @@ from moorage.scheduling.model import (
     NodeSpec,
     Plan,
     Policy,
-    Role,
     Snapshot,
-    TaskPlacement,
     TeamSpec,
-    unmask,
 )
 from moorage.scheduling.packing.named import scoring
 from moorage.scheduling.packing.scorings import BEST_FIT
@@ -37,7 +34,7 @@ from moorage.scheduling.simulator.disciplines import DISCIPLINES, Discipline, Ra
 from moorage.scheduling.simulator.disciplines import Jobs as Seen
 from moorage.scheduling.simulator.elastic import Elastic, Gangs
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
-from moorage.scheduling.simulator.placed import Placed
+from moorage.scheduling.simulator.placed import Placed, placements
 from moorage.scheduling.simulator.queueing import Jobs
 from moorage.scheduling.workspace import Workspace
 
@@ -346,7 +343,8 @@ class _Run:
         if gangs is None:
             raise AssertionError(f"job {row} was resized in a simulation without elastic gangs")
         self.epoch += 1
-        tasks = self._tasks(row, kept, node, mask, gpu_mib)
+        shape = self.jobs.classes[int(self.jobs.klass[row])].shape
+        tasks = placements(shape, self.ledger.node_names, kept, node, mask, gpu_mib)
         step(self.ledger, LeaseResized(lease.lease, lease.epoch, self.epoch, kept, tasks))
         self.leases[row] = self.ledger.leases[lease.lease]
         _, had_node, had_mask = self.placed.of(np.array([row]))
@@ -357,28 +355,10 @@ class _Run:
             self.finishing, (self.now + gangs.takes_ns(row, int(self.left_ns[row])), self.epoch, row)
         )
 
-    def _tasks(
-        self, row: int, first: int, node: IntArray, mask: IntArray, gpu_mib: IntArray
-    ) -> tuple[TaskPlacement, ...]:
-        """Workers of a job, numbered from `first`."""
-        shape, names = self.jobs.classes[int(self.jobs.klass[row])].shape, self.ledger.node_names
-        return tuple(
-            TaskPlacement(
-                role=Role.WORKER,
-                index=first + i,
-                node=names[n],
-                devices=unmask(m),
-                milli_gpu=shape.milli_gpu,
-                gpu_mib=mib,
-                milli_cpu=shape.milli_cpu,
-                mib=shape.mib,
-            )
-            for i, (n, m, mib) in enumerate(zip(node.tolist(), mask.tolist(), gpu_mib.tolist(), strict=True))
-        )
-
     def _grant(self, row: int, node: IntArray, mask: IntArray, gpu_mib: IntArray) -> None:
         self.epoch += 1
-        tasks = self._tasks(row, 0, node, mask, gpu_mib)
+        shape = self.jobs.classes[int(self.jobs.klass[row])].shape
+        tasks = placements(shape, self.ledger.node_names, 0, node, mask, gpu_mib)
         team = self.workload.teams[int(self.workload.team[row])]
         lease = Lease(lease=str(row), job=str(row), team=team, epoch=self.epoch, tasks=tasks)
         step(self.ledger, LeaseGranted(lease))

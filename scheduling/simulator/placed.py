@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from moorage.scheduling.model import IntArray
+from moorage.scheduling.model import IntArray, Role, Shape, TaskPlacement, unmask
 
 _FIRST = 1024
 
@@ -50,3 +52,22 @@ class Placed:
         self._node[: len(node)], self._mask[: len(mask)] = node, mask
         self._at[rows] = first[:-1]
         self._end = len(node)
+
+
+def placements(
+    shape: Shape, names: Sequence[str], first: int, node: IntArray, mask: IntArray, gpu_mib: IntArray
+) -> tuple[TaskPlacement, ...]:
+    """Equal workers as the ledger has them, numbered from `first`. `names`: of the nodes, by row."""
+    return tuple(
+        TaskPlacement(
+            role=Role.WORKER,
+            index=first + i,
+            node=names[n],
+            devices=unmask(m),
+            milli_gpu=shape.milli_gpu,
+            gpu_mib=mib,
+            milli_cpu=shape.milli_cpu,
+            mib=shape.mib,
+        )
+        for i, (n, m, mib) in enumerate(zip(node.tolist(), mask.tolist(), gpu_mib.tolist(), strict=True))
+    )
