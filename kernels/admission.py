@@ -58,8 +58,8 @@ class Rows(NamedTuple):
     submitted_ns: I64
     column: I64
     """The one GPU model asked for, 0 when any or several."""
-    alone: I64
-    """The class of a job that is one task of several whole devices, else -1."""
+    alike: I64
+    """The class of the tasks of a job for which others may be moved aside, else -1."""
     old: Bool
     """Has waited so long that nothing ordered after it may take room it could use."""
 
@@ -266,7 +266,7 @@ def _try_row(
         return MAY_BORROW
     if asked > 0 and worth_trying(rows, row, first, asking, teams):
         return MAY_PUSH
-    if asking.moves and rows.alone[row] >= 0 and may_move(pool, rows.alone[row], asking.stuck):
+    if asking.moves and rows.alike[row] >= 0 and may_move(pool, rows.alike[row], asking.stuck):
         return MAY_PUSH
     return WAITS
 

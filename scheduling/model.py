@@ -270,6 +270,10 @@ class Policy:
     hold_after_ns: int = 600 * 10**9
     moves: int = 0
     """How many running jobs one plan may move aside to make a node for a task of several devices."""
+    move_for_all: bool = False
+    """Jobs are also moved for gangs and for tasks of one device or less. Not for a head with workers."""
+    move_least: int = 0
+    """Milli-GPU of the smallest gang for which jobs are moved."""
     sharing: bool = True
     """Where nobody has a quota, teams share the pool by weight; else all jobs go by submission (or their index)."""
     margin: int = 0
@@ -338,10 +342,12 @@ class Plan:
     grown_devices: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     grown_gpu_mib: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved: tuple[str, ...] = ()
-    """Leases of one task each that move: released, and granted again on `moved_node[i]`, `moved_devices[i]`, before the
-    plan's admissions hold."""
+    """Leases of one task each that move, in order: released, and granted again on `moved_node[i]`, `moved_devices[i]`,
+    once `moved_after[i]` admissions of the plan have started. Carried out in that order each fits when it is made."""
     moved_node: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved_devices: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    moved_gpu_mib: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    moved_after: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

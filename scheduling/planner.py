@@ -15,6 +15,7 @@ import numpy.typing as npt
 from moorage.kernels import admission, moving, preemption
 from moorage.kernels.gang import Pool, fits_within
 from moorage.kernels.keeping import free_by_model
+from moorage.kernels.lifting import Scratch, scratch_for
 from moorage.kernels.teams import Teams, room
 from moorage.scheduling import growing, words
 from moorage.scheduling.constraints import ANYWHERE
@@ -83,24 +84,25 @@ class _Decision:
     running: preemption.Running
     moves: moving.Moves
     stuck: IntArray
+    scratch: Scratch | None = None
 
     @classmethod
     def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace) -> _Decision:
         ledger, queue, running = snapshot.ledger, snapshot.pending, snapshot.running or RunningJobs()
         kept = workspace.open(snapshot)
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
-        rows = _rows(ledger, queue, waiting, now_ns - policy.hold_after_ns)
-        pieces = running.pieces()
+        rows = _rows(ledger, queue, waiting, now_ns - policy.hold_after_ns, policy)
+        pieces, teams = running.pieces(), _teams(ledger, policy, rows)
         return cls(
             snapshot=snapshot,
             policy=policy,
             rows=rows,
-            teams=_teams(ledger, policy, rows),
+            teams=teams,
             kept=kept,
             pool=kept.pool,
             pieces=pieces,
             running=running.columns(pieces, ledger, held, policy),
-            moves=running.moves(pieces, policy.moves, len(ledger.up)),
+            moves=running.moves(pieces, policy.moves, ledger, teams),
             stuck=np.full(len(kept.pool.classes.milli), -1, np.int64),
         )
 
@@ -221,19 +223,28 @@ class _Decision:
             placed = preemption.make_room(asker, self.running, self.pool, self.teams, allowed, left, *columns)
             if placed >= 0:
                 return int(placed)
-        return self._move_for(row, columns)
+        return self._move_for(row, columns, int(state[admission.ADMITTED]))
 
-    def _move_for(self, row: int, columns: tuple[IntArray, IntArray, IntArray]) -> int:
+    def _move_for(self, row: int, columns: tuple[IntArray, IntArray, IntArray], admitted: int) -> int:
         """The workers placed by moving running jobs aside, or that the row waits."""
-        c, team = int(self.rows.alone[row]), int(self.rows.team[row])
+        c, team = int(self.rows.alike[row]), int(self.rows.team[row])
         if c < 0 or not self.moves.budget[0]:
             return admission.WAITS
         allowed = np.zeros(self.teams.own.shape[1], np.int64)
         room(self.teams, team, allowed)
-        enough = allowed.min() >= self.rows.least[row]
-        if enough and moving.make_place(self.pool, c, self.running, self.moves, *columns):
-            return int(self.rows.min_workers[row])
-        self.stuck[c] = self.pool.scores.clock[0]
+        workers = 0 if self.rows.head[row] >= 0 else max(int(self.rows.min_workers[row]), 1)
+        count = max(workers, 1)
+        self.moves.made[1] = admitted
+        if allowed.min() >= self.rows.least[row]:
+            if not self.policy.move_for_all:
+                placed = moving.make_place(self.pool, c, self.running, self.moves, *columns)
+            else:
+                scratch = self.scratch = self.scratch or scratch_for(self.pool)
+                placed = moving.make_places(self.pool, c, count, self.running, self.moves, scratch, *columns)
+            if placed:
+                return workers
+        if count == 1:
+            self.stuck[c] = self.pool.scores.clock[0]
         return admission.WAITS
 
     def never(self, row: int) -> Reason | None:
@@ -268,7 +279,9 @@ class _Decision:
         deferred = out.deferred[: int(state[admission.DEFERRED])].copy()
         classes, task_class = self.pool.classes, out.task_class[:tasks]
         running, job = self.snapshot.running, self.pieces.job
-        moved = np.flatnonzero(self.moves.moved & ~self.running.taken)
+        log = self.moves.log[: self.moves.made[0]]
+        log = log[~self.running.taken[log[:, 0]]]
+        moved = log[:, 0]
         leave, shrunk, kept = self.pieces.left(self.running.taken)
         return Plan(
             version=self.snapshot.version,
@@ -290,6 +303,8 @@ class _Decision:
             moved=tuple(running.leases[v] for v in job[moved]) if running else (),
             moved_node=self.running.node[self.running.first[moved]],
             moved_devices=self.running.mask[self.running.first[moved]],
+            moved_gpu_mib=self._held_mib(moved),
+            moved_after=log[:, 3].copy(),
             words=words.Words(
                 snapshot=self.snapshot,
                 never=self.never,
@@ -324,6 +339,14 @@ class _Decision:
             return None
         return np.asarray(self.pool.nodes.milli_free.sum(axis=1), np.int64)
 
+    def _held_mib(self, moved: IntArray) -> IntArray:
+        """[V'] MiB that jobs of one task hold on each of their devices, where they are now."""
+        task, classes = self.running.first[moved], self.pool.classes
+        klass, device_mib = self.running.klass[task], self.pool.nodes.device_mib[self.running.node[task]]
+        milli, asked = classes.milli[klass], classes.gpu_mib[klass]
+        part = np.where(asked > 0, asked, milli * device_mib // WHOLE)
+        return np.asarray(np.where(milli >= WHOLE, device_mib, np.where(milli > 0, part, 0)), np.int64)
+
     def _free(self) -> IntArray:
         """[M] milli-GPU left on the nodes that are up."""
         free = np.zeros(len(self.snapshot.ledger.models), np.int64)
@@ -339,27 +362,29 @@ def _teams(ledger: Ledger, policy: Policy, rows: admission.Rows) -> Teams:
     return teams
 
 
-def _rows(ledger: Ledger, queue: Queue, at: IntArray, old_before_ns: int) -> admission.Rows:
+def _rows(ledger: Ledger, queue: Queue, at: IntArray, old_before_ns: int, policy: Policy) -> admission.Rows:
     """`at[C + 1]`: the queue's classes as the decision counts them."""
     known = np.array([ledger.team_row.get(name, -1) for name in queue.teams], np.int64)
     columns = np.array([_column(ledger, c.gpu_models) for c in queue.classes] + [0], np.int64)
-    one = ((queue.head < 0) & (queue.workers == 1) & (queue.min_workers == 1)) | (
-        (queue.head >= 0) & (queue.workers == 0)
-    )
+    alike = (queue.head < 0) | (queue.workers == 0)  # all tasks of a job are of one class
+    single = (queue.head >= 0) | ((queue.workers == 1) & (queue.min_workers == 1))
     klass = np.where(queue.head >= 0, queue.head, queue.worker)
     milli = np.append(queue.milli(), 0)[klass]
+    least = queue.least()
+    helped = milli > 0 if policy.move_for_all else single & (milli >= 2 * WHOLE)
+    helped &= least >= policy.move_least
     return admission.Rows(
         team=known[queue.team] if len(queue) else queue.team,
         head=at[queue.head],
         worker=at[queue.worker],
         workers=queue.workers,
         min_workers=queue.min_workers,
-        least=queue.least(),
+        least=least,
         priority=queue.priority,
         key=np.zeros(len(queue), np.int64) if queue.key is None else queue.key,
         submitted_ns=queue.submitted_ns,
         column=np.maximum(columns[queue.head], columns[queue.worker]),
-        alone=np.where(one & (milli >= 2 * WHOLE) & (milli % WHOLE == 0), at[klass], -1),
+        alike=np.where(alike & helped, at[klass], -1),
         old=queue.submitted_ns <= old_before_ns,
     )
 

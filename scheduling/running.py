@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moorage.kernels import moving, preemption
+from moorage.kernels.teams import Teams
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import IntArray, JobRequest, Policy, Role, Shape
 from moorage.scheduling.queue import TaskClass
@@ -86,7 +87,8 @@ class RunningJobs:
     shrunk_ns: IntArray | None = None
     """The same since it last gave some up."""
     movable: IntArray | None = None
-    """1 = may be moved: stopped, and started again elsewhere at once; None = nobody."""
+    """May be moved, stopped and started again elsewhere at once: 1 = to nodes of its GPU model, 2 = to any that its
+    class allows, where no quota or limit binds its team; None = nobody."""
     lost: IntArray = field(default_factory=_none)
     """What would be lost if it left now (milli-GPU seconds since its last checkpoint): ties go to the least, then to
     the smallest job."""
@@ -183,17 +185,25 @@ class RunningJobs:
             young |= (pieces.rank > 0) & (self.grown_ns < policy.settle_ns)[job]
         return young
 
-    def moves(self, pieces: Pieces, budget: int, nodes: int) -> moving.Moves:
+    def may_move(self, ledger: Ledger, teams: Teams) -> IntArray:
+        """[V] `movable`, within the GPU model where a team's figures could tell models apart."""
+        if self.movable is None:
+            return np.zeros(len(self), np.int64)
+        known = np.array([ledger.team_row.get(name, -1) for name in self.teams], np.int64)
+        row = known[self.team] if len(self) else self.team
+        free = np.append(teams.free, False)[row]  # a team that is not known reads the last entry
+        return np.asarray(np.where(free, self.movable, np.minimum(self.movable, 1)), np.int64)
+
+    def moves(self, pieces: Pieces, budget: int, ledger: Ledger, teams: Teams) -> moving.Moves:
         """For moving jobs aside: at most `budget` of them in one plan. Of an elastic gang nothing moves alone."""
-        count = len(pieces.job)
-        may = np.zeros(count, np.bool_)
-        if self.movable is not None:
-            whole = np.bincount(pieces.job, minlength=len(self)) == 1
-            may = (self.movable.astype(np.bool_) & whole)[pieces.job]
+        count, nodes = len(pieces.job), len(ledger.up)
+        whole = np.bincount(pieces.job, minlength=len(self)) == 1
         return moving.Moves(
-            may=may,
+            may=np.where(whole, self.may_move(ledger, teams), 0)[pieces.job],
             moved=np.zeros(count, np.bool_),
             budget=np.array([budget], np.int64),
+            log=np.zeros((count, 4), np.int64),
+            made=np.zeros(2, np.int64),
             old_node=np.full(count, -1, np.int64),
             old_mask=np.zeros(count, np.int64),
             elsewhere=np.ones(nodes, np.bool_),

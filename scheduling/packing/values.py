@@ -39,7 +39,7 @@ from moorage.scheduling.packing.classes import I64, Mix
 
 F64 = npt.NDArray[np.float64]
 
-_SCALE = 2**14
+SCALE = 2**14
 """Units of the integer tables per milli-GPU of value."""
 _ROUNDS = 500
 
@@ -187,7 +187,7 @@ def _asked(mix: Mix, pool: Pool) -> F64:
 
 
 def _whole(table: npt.NDArray[np.float64]) -> I64:
-    return np.ascontiguousarray(np.round(table * _SCALE).astype(np.int64))
+    return np.ascontiguousarray(np.round(table * SCALE).astype(np.int64))
 
 
 @lru_cache(maxsize=64)

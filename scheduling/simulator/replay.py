@@ -6,11 +6,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from moorage.kernels.placing_scores import Scoring
 from moorage.scheduling.ledger import Ledger, NodeUp, TeamSet, step
-from moorage.scheduling.model import UNLIMITED, WHOLE, DeviceRule, NodeSpec, Policy, Snapshot, TeamSpec
+from moorage.scheduling.model import (
+    UNLIMITED,
+    WHOLE,
+    DeviceRule,
+    IntArray,
+    NodeSpec,
+    Policy,
+    Snapshot,
+    TeamSpec,
+)
 from moorage.scheduling.packing.named import RULES, scoring
 from moorage.scheduling.planner import plan
-from moorage.scheduling.simulator.model import ArrivalsResult, NotSimulated, Workload
+from moorage.scheduling.simulator.migrating import Migrating
+from moorage.scheduling.simulator.model import ArrivalsResult, BoolArray, NotSimulated, Workload
 from moorage.scheduling.simulator.openb import arrivals, curve
 from moorage.scheduling.simulator.queueing import Jobs
 
@@ -34,11 +45,11 @@ def replay(
 ) -> ArrivalsResult:
     """Fill the nodes until the demand is reached; what `plan()` does not start is refused when it comes.
 
-    `migrate` is the share of the tasks placed that may be moved. Raises NotSimulated, and ValueError as `arrivals`
-    does.
+    `migrate` is the share of the tasks placed that may be moved, so that an arrival fits which else would not. Raises
+    NotSimulated, and ValueError as `arrivals` does.
     """
-    if policy not in POLICIES or migrate:
-        raise NotSimulated(f"there is no policy {policy!r} with migration {migrate:g}")
+    if policy not in POLICIES:
+        raise NotSimulated(f"there is no policy {policy!r}")
     capacity = sum(node.devices for node in nodes) * WHOLE
     come = arrivals(workload, [node.name for node in nodes], capacity, demand, seed)
     ledger = Ledger()
@@ -47,22 +58,41 @@ def replay(
     for row in np.argsort(come.tie).tolist():
         step(ledger, NodeUp(nodes[row]))
     jobs = Jobs.of(workload)
+    rows = come.order
+    scores = scoring(policy, ledger, jobs.classes, np.bincount(jobs.klass), seed)
+    if migrate:
+        if (workload.workers != 1).any():
+            raise NotSimulated("migration is simulated for jobs of one task each")
+        moving = Migrating(ledger, jobs, rows, rule, scores, migrate)
+        accepted, elapsed = moving.run(stopwatch)
+        moves = moving.moves
+    else:
+        accepted, elapsed = _at_once(ledger, jobs, rows, rule, scores, stopwatch)
+        moves = 0
+    return ArrivalsResult(
+        seed=seed,
+        order=rows,
+        accepted=accepted,
+        allocation=curve(workload.gpus()[rows], accepted, capacity, demand),
+        elapsed_s=elapsed,
+        moves=moves,
+    )
+
+
+def _at_once(
+    ledger: Ledger, jobs: Jobs, rows: IntArray, rule: DeviceRule, scores: Scoring, stopwatch: Stopwatch | None
+) -> tuple[BoolArray, float]:
+    """(accepted by arrival, seconds inside `plan()`): one decision over all arrivals."""
     snapshot = Snapshot(
         version=ledger.version,
         ledger=ledger,
-        pending=jobs.queue(come.order, arrival=True),
+        pending=jobs.queue(rows, arrival=True),
         device_rule=rule,
-        scoring=scoring(policy, ledger, jobs.classes, np.bincount(jobs.klass), seed),
+        scoring=scores,
     )
     begun = stopwatch() if stopwatch else 0.0
     decided = plan(snapshot, Policy(hold_after_ns=UNLIMITED), 0)
     elapsed = stopwatch() - begun if stopwatch else 0.0
-    accepted = np.zeros(len(come.order), np.bool_)
+    accepted = np.zeros(len(rows), np.bool_)
     accepted[decided.admitted] = True
-    return ArrivalsResult(
-        seed=seed,
-        order=come.order,
-        accepted=accepted,
-        allocation=curve(workload.gpus()[come.order], accepted, capacity, demand),
-        elapsed_s=elapsed,
-    )
+    return accepted, elapsed

@@ -85,16 +85,22 @@ def decide(
 
 
 def apply(ledger: Ledger, snapshot: Snapshot, decided: Plan) -> None:
-    for name in (*decided.preempted, *decided.moved):
+    """One event after another, in the plan's order: the ledger refuses what does not fit when its turn comes."""
+    for name in decided.preempted:
         step(ledger, LeaseReleased(name, ledger.leases[name].epoch))
-    for name, node, mask in zip(decided.moved, decided.moved_node, decided.moved_devices, strict=True):
-        lease(ledger, name, ledger.node_names[int(node)], unmask(int(mask)))
-    for request, tasks in decided.admissions(snapshot):
+    moves = zip(decided.moved, decided.moved_after, decided.moved_node, decided.moved_devices, strict=True)
+    left = [(name, int(after), int(node), int(mask)) for name, after, node, mask in moves]
+    for at, (request, tasks) in enumerate(decided.admissions(snapshot)):
+        while left and left[0][1] <= at:
+            name, _, node, mask = left.pop(0)
+            step(ledger, LeaseReleased(name, ledger.leases[name].epoch))
+            lease(ledger, name, ledger.node_names[node], unmask(mask))
         epoch = ledger.last_epoch + 1
         step(
             ledger,
             LeaseGranted(Lease(lease=request.job, job=request.job, team="t", epoch=epoch, tasks=tasks)),
         )
+    assert not left, "a move after the last admission helps nobody"
     check(ledger)
 
 
