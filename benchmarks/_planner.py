@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -168,10 +168,11 @@ class Fleet:
         return plan(snapshot, policy or Policy(), now_ns, self.workspace)
 
     def apply(self, decided: Plan, waiting: IntArray) -> list[int]:
-        """Release whom the plan pushes out, start whom it admits; the rows that were pushed out."""
+        """Release whom the plan pushes out, move whom it moves, start whom it admits; the rows that were pushed out."""
         out = [int(name) for name in decided.preempted]
         for row in out:
             self.release(row)
+        moved = 0
         bounds = np.searchsorted(decided.task_admission, np.arange(len(decided.admitted) + 1)).tolist()
         node, mask = decided.task_node, decided.task_devices
         names, each = self.ledger.node_names, zip(node.tolist(), mask.tolist(), strict=True)
@@ -179,6 +180,9 @@ class Fleet:
         shapes = [(c.shape.milli_gpu, c.shape.milli_cpu, c.shape.mib) for c in self.jobs.classes]
         mem = decided.task_gpu_mib.tolist()
         for a, at in enumerate(decided.admitted.tolist()):
+            while moved < len(decided.moved) and decided.moved_after[moved] <= a:
+                self._move(decided, moved)
+                moved += 1
             row, begin, end = int(waiting[at]), bounds[a], bounds[a + 1]
             milli, cpu, mib = shapes[int(self.jobs.klass[row])]
             placed = tuple(
@@ -204,6 +208,18 @@ class Fleet:
             step(self.ledger, LeaseGranted(lease))
             self.leases[row], self.tasks[row] = lease, (node[begin:end], mask[begin:end])
         return out
+
+    def _move(self, decided: Plan, at: int) -> None:
+        """Release one job and start it where the plan says: the ledger refuses it when it does not fit."""
+        row = int(decided.moved[at])
+        held = self.leases[row]
+        self.release(row)
+        node, mask = decided.moved_node[at : at + 1], decided.moved_devices[at : at + 1]
+        place = {"node": self.ledger.node_names[int(node[0])], "devices": unmask(int(mask[0]))}
+        task = replace(held.tasks[0], **place, gpu_mib=int(decided.moved_gpu_mib[at]))
+        lease = replace(held, epoch=self.ledger.last_epoch + 1, tasks=(task,))
+        step(self.ledger, LeaseGranted(lease))
+        self.leases[row], self.tasks[row] = lease, (node, mask)
 
     def release(self, row: int) -> None:
         lease = self.leases.pop(row)

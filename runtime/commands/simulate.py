@@ -81,7 +81,7 @@ Examples:
     type=float,
     default=0.0,
     show_default=True,
-    help="Share of the placed tasks that defragmentation may move.",
+    help="Share of the placed tasks that may move so that an arrival fits.",
 )
 @click.option(
     "--device-rule",

@@ -60,10 +60,12 @@ def test_a_job_moves_for_one_that_would_not_fit(share: float, moves: int) -> Non
 
 
 def test_the_second_half_of_the_budget_is_for_whole_gpus() -> None:
-    arrivals = [300, 800, 200, 700, 300, 800, 200, 700]
-    one = seed(arrivals, nodes(4), 0.25, "first")
-    one.run(None)
-    assert one.moves == 1, "two moves of eight are allowed, and the second would be for 700"
+    one = seed([500], nodes(1), 1.0, "first")
+    found = []
+    for one.moves in range(5):
+        policy = one._policy(4)
+        found.append((policy.moves, policy.move_least))
+    assert found == [(4, 0), (3, 0), (2, 0), (1, 1000), (0, 1000)]
 
 
 @settings(max_examples=25, deadline=None)
