@@ -67,6 +67,15 @@ def _state(found: dict[str, Any]) -> str:
 
 def _explained(found: dict[str, Any], explanation: dict[str, Any]) -> list[str]:
     reason, lines = explanation["reason"], []
+    last = (found["reason"] or {}).get("text", "")
+    if (
+        found["state"] == "PENDING"
+        and not explanation["paused"]
+        and (not last or last not in found["message"])
+    ):
+        lines.append(
+            f"  now      {found['message']}"
+        )  # Ray cannot be reached, say: then nothing starts at all
     if explanation["job"] != found["job_id"] or explanation["paused"]:
         lines.append(f"{explanation['job']} waits: {reason['text']}.")
     lines.append(f"  rule     {reason['code']}")

@@ -141,6 +141,16 @@ def test_about_to_start(tmp_path: Path) -> None:
         assert "next scheduling round" in "\n".join(told(why_json(found, [])))
 
 
+def test_while_ray_is_away_the_answer_says_that_too(over: World) -> None:
+    over.backend.unavailable = True
+    over.run(1)
+    text = "\n".join(told(why_json(why(over, "waits"), [])))
+    assert "rule     team-limit" in text and "  now      Ray cannot be reached" in text
+    over.backend.unavailable = False
+    over.run(1)
+    assert "  now " not in "\n".join(told(why_json(why(over, "waits"), [])))
+
+
 def test_only_the_own_teams_jobs(over: World) -> None:
     assert why(over, "waits", "research").explanation is not None
     for team, job in (("ops", "waits"), ("admin", "nothing")):
