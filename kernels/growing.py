@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from moorage.kernels.gang import Pool, models_with
 from moorage.kernels.jit import inner, outer
-from moorage.kernels.placing import find_among, take
+from moorage.kernels.placing import find, find_among, take
 from moorage.kernels.sharing import next_team
 from moorage.kernels.teams import Teams, charge, hold, in_quota, room
 
@@ -39,6 +39,8 @@ class Growing(NamedTuple):
     """Takes no more; kept current."""
     here: Bool
     """[N] may be grown onto."""
+    anywhere: bool
+    """All of them."""
     first: I64
     """[T] scratch"""
     key: I64
@@ -88,9 +90,12 @@ def grow(
         n = -1
         if within[0] >= milli:
             models = models_with(within, milli)
-            n, devices = find_among(
-                nodes, classes, pool.scores, pool.scoring, c, models, pool.raylet, growing.here
-            )
+            if growing.anywhere:
+                n, devices = find(nodes, classes, pool.scores, pool.scoring, c, models, pool.raylet)
+            else:
+                n, devices = find_among(
+                    nodes, classes, pool.scores, pool.scoring, c, models, pool.raylet, growing.here
+                )
         if n < 0:
             growing.done[e] = True
             continue

@@ -129,6 +129,7 @@ def grow(
         most=most,
         done=np.zeros(len(gangs), np.bool_),
         here=~lacks.nodes,
+        anywhere=not lacks.nodes.any(),
         first=np.full(len(teams.parent), -1, np.int64),
         key=np.zeros(len(gangs), np.int64),
         nothing=np.zeros(len(gangs), np.int64),
