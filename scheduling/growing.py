@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moorage.kernels import admission, growing
 from moorage.kernels.gang import Pool
+from moorage.kernels.placing_scores import Classes
 from moorage.kernels.teams import Teams
-from moorage.scheduling.model import IntArray, Policy
+from moorage.scheduling.ledger import Ledger
+from moorage.scheduling.model import WHOLE, IntArray, Policy
 from moorage.scheduling.running import RunningJobs
 
 Bool = npt.NDArray[np.bool_]
@@ -94,6 +97,19 @@ def wanted(
     return found
 
 
+def holding(ledger: Ledger, classes: Classes) -> Callable[[int], Bool]:
+    """Of a class, the nodes that could run one task of it, were they idle; none for -1."""
+
+    def holds(c: int) -> Bool:
+        if c < 0:
+            return np.zeros(len(ledger.up), np.bool_)
+        found = classes.allowed[c] & (ledger.devices * WHOLE >= classes.milli[c])
+        found &= (ledger.cpu_total >= classes.cpu[c]) & (ledger.mib_total >= classes.mib[c])
+        return np.asarray(found & ((ledger.device_mib >= classes.gpu_mib[c]) | (classes.milli[c] == 0)))
+
+    return holds
+
+
 def below(parent: IntArray, team: int) -> Bool:
     """[T] the team itself, and all under it."""
     inside = np.zeros(len(parent), np.bool_)
@@ -120,7 +136,7 @@ def grow(
     most = (np.zeros(0, np.int64) if running.most_tasks is None else running.most_tasks)[gangs]
     milli = pool.classes.milli[klass[gangs]]
     free = int(pool.nodes.milli_free.sum()) // int(milli.min(initial=1)) if len(gangs) else 0
-    columns = np.zeros((4, min(int((most - count).sum()), free)), np.int64)
+    taken = np.zeros((4, min(int((most - count).sum()), free)), np.int64)
     models = teams.own.shape[1]
     able = growing.Growing(
         team=team[gangs],
@@ -136,7 +152,21 @@ def grow(
         within=np.zeros(models, np.int64),
         own=np.zeros(models, np.int64),
     )
-    given = growing.grow(able, pool, teams, not lacks.lent, *columns)
-    gang, node, mask, mem = (column[:given] for column in columns)
+    given = growing.grow(able, pool, teams, not lacks.lent, *taken)
+    gang, node, mask, mem = (column[:given] for column in taken)
     order = np.argsort(gang, kind="stable")
     return Grown(job=gangs[gang][order], node=node[order], mask=mask[order], mem=mem[order])
+
+
+def columns(running: RunningJobs | None, grown: Grown | None) -> dict[str, Any]:
+    """Of a plan."""
+    if grown is None or running is None or not len(grown.job):
+        return {}
+    jobs, of = np.unique(grown.job, return_inverse=True)
+    return {
+        "grown": tuple(running.leases[v] for v in jobs),
+        "grown_of": of.astype(np.int64),
+        "grown_node": grown.node,
+        "grown_devices": grown.mask,
+        "grown_gpu_mib": grown.mem,
+    }

@@ -7,10 +7,8 @@ columns are laid out; the loop over them is `kernels.admission`, the placing of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from moorage.kernels import admission, moving, preemption
 from moorage.kernels.gang import Pool, fits_within
@@ -168,23 +166,15 @@ class _Decision:
             return None
         count = int(state[admission.DEFERRED])
         said = out.deferred[:count], out.code[:count], out.figures[:count]
-        lacks = growing.wanted(self.rows, *said, self.teams, self._holds, self.never)
+        ledger, classes = self.snapshot.ledger, self.pool.classes
+        lacks = growing.wanted(self.rows, *said, self.teams, growing.holding(ledger, classes), self.never)
         if lacks.nodes.all():
             return None
         if not len(self.teams.shares.weight):
-            self.teams = self.teams._replace(shares=shares(self.teams, self.snapshot.ledger))
-        klass = self.kept.rows(self.snapshot.ledger, running.classes)[running.workers()]
+            self.teams = self.teams._replace(shares=shares(self.teams, ledger))
+        klass = self.kept.rows(ledger, running.classes)[running.workers()]
         team = self.running.team[self.pieces.rank == 0]
         return growing.grow(gangs, running, team, klass, self.pool, self.teams, lacks)
-
-    def _holds(self, c: int) -> npt.NDArray[np.bool_]:
-        """[N] the nodes that could run a task of class `c`, were they idle; none for -1."""
-        ledger, classes = self.snapshot.ledger, self.pool.classes
-        if c < 0:
-            return np.zeros(len(ledger.up), np.bool_)
-        found = classes.allowed[c] & (ledger.devices * WHOLE >= classes.milli[c])
-        found &= (ledger.cpu_total >= classes.cpu[c]) & (ledger.mib_total >= classes.mib[c])
-        return np.asarray(found & ((ledger.device_mib >= classes.gpu_mib[c]) | (classes.milli[c] == 0)))
 
     def _turns(self, order: IntArray) -> tuple[IntArray, admission.Later]:
         """The rows of the first pass, and those put off to the second from the start: all of them where nobody has a
@@ -299,7 +289,7 @@ class _Decision:
             preempted=tuple(running.leases[v] for v in leave) if running else (),
             shrunk=tuple(running.leases[v] for v in shrunk) if running else (),
             shrunk_tasks=kept,
-            **self._grown(grown),
+            **growing.columns(running, grown),
             moved=tuple(running.leases[v] for v in job[moved]) if running else (),
             moved_node=self.running.node[self.running.first[moved]],
             moved_devices=self.running.mask[self.running.first[moved]],
@@ -317,20 +307,6 @@ class _Decision:
                 task_node=out.task_node[:tasks],
             ),
         )
-
-    def _grown(self, grown: growing.Grown | None) -> dict[str, Any]:
-        """The plan's columns of it."""
-        running = self.snapshot.running
-        if grown is None or running is None or not len(grown.job):
-            return {}
-        jobs, of = np.unique(grown.job, return_inverse=True)
-        return {
-            "grown": tuple(running.leases[v] for v in jobs),
-            "grown_of": of.astype(np.int64),
-            "grown_node": grown.node,
-            "grown_devices": grown.mask,
-            "grown_gpu_mib": grown.mem,
-        }
 
     def _free_on_nodes(self) -> IntArray | None:
         """[N] milli-GPU left on each node; None where no constraint makes it worth knowing."""

@@ -243,7 +243,7 @@ def test_workers_just_taken_are_left_alone_for_a_while() -> None:
     pool = RunningPool.of([8], ONE, policy=Policy(settle_ns=10 * S))
     pool.submit(elastic("e", "ops", 1, 8))
     pool.go()
-    pool.submit(job("high", "ops", 2, priority=5))
+    pool.submit(job("high", "ops", 1, priority=5))
     for since, shrunk in ((10 * S - 1, ()), (10 * S, ("e",))):
         decided = pool.decide(grown_ns=np.array([since], np.int64))
         assert (decided.preempted, decided.shrunk) == ((), shrunk)
