@@ -71,6 +71,8 @@ class PoolSettings(BaseModel):
     """How tasks are packed onto nodes; "potential" takes over from best fit once the pool knows its mix of tasks."""
     nodes: Annotated[tuple[NodeRule, ...], BeforeValidator(_rules)] = ()
     """Labels, taints, region, spot and power of nodes by name, beside what Ray's labels say."""
+    usage_half_life_h: int = Field(default=0, ge=0, le=87_600)
+    """Hours in which what a team has used counts half in whose turn it is (168 = a week); 0 = it does not count."""
     database: str = Field(default="", repr=False)
     """postgresql://user:password@host/name; "" is a SQLite file in the pool's home."""
 

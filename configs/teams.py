@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,8 @@ from moorage.errors import InvalidRequest
 ANY = "gpus"
 MAX_POOL_GPUS = 1_000_000
 MAX_TEAMS = 10_000
+MAX_BUDGET = 10**12
+"""GPU-hours, dollars."""
 
 
 def _amounts(value: Any) -> dict[str, int]:
@@ -46,6 +48,35 @@ def _known(value: Any, model: type[BaseModel], where: str) -> Any:
     return value
 
 
+def _thousandths(value: Any) -> int:
+    """Of GPU-hours or dollars."""
+    try:
+        return units.milli("amount", value, MAX_BUDGET)
+    except InvalidRequest as error:
+        raise ValueError(f"{value!r}: {error.why}") from None
+
+
+class Budget(BaseModel):
+    """What a team, with all below it, may spend in a period (of the calendar, UTC), in thousandths of each unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    gpu_hours: Annotated[int, BeforeValidator(_thousandths)] | None = None
+    dollars: Annotated[int, BeforeValidator(_thousandths)] | None = None
+    per: Literal["day", "week", "month", "quarter", "year"] = "month"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        return _known(value, cls, "a budget")
+
+    @model_validator(mode="after")
+    def _something(self) -> Budget:
+        if self.gpu_hours is None and self.dollars is None:
+            raise ValueError("a budget needs gpu_hours, dollars, or both")
+        return self
+
+
 class Team(BaseModel):
     """One team. Amounts are milli-GPU by model; an absent limit, lend or borrow means no bound."""
 
@@ -57,6 +88,7 @@ class Team(BaseModel):
     lend: Amounts = {}
     borrow: Amounts = {}
     weight: int = Field(default=1, ge=1, le=1_000_000)
+    budget: Budget | None = None
     default_lease: dict[str, Any] = {}
 
     @model_validator(mode="before")

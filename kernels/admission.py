@@ -38,7 +38,7 @@ PASS, AT, ROW, HELD, ADMITTED, TASKS, DEFERRED, ANSWERED, ANSWER, STATE_SIZE = r
 # verdicts of `judge`
 UNKNOWN, POSSIBLE, NEVER = 0, 1, 2
 # reason codes of deferred rows
-TEAM_UNKNOWN, TEAM_LIMIT, TEAM_QUOTA, NO_ROOM, BEHIND = 0, 1, 2, 3, 4
+TEAM_UNKNOWN, TEAM_LIMIT, TEAM_QUOTA, NO_ROOM, BEHIND, BUDGET = 0, 1, 2, 3, 4, 5
 # what became of a row that was not placed
 WAITS, BORROWS, WAITS_BEHIND, MAY_BORROW, MAY_PUSH = -1, -2, -3, -4, -5
 
@@ -78,7 +78,8 @@ class Out(NamedTuple):
     deferred: I64
     code: I64
     figures: I64
-    """[D, 4] for a deferred row: team row, model column, held, allowed; BEHIND: the row waited for."""
+    """[D, 4] for a deferred row: team row, model column, held, allowed; BEHIND: the row waited for.
+    BUDGET: the account."""
 
 
 class Later(NamedTuple):

@@ -2,7 +2,8 @@
 
 Progressive filling by dominant shares (DRF: Ghodsi et al., NSDI 2011) over a tree (Bhattacharya et al., "Hierarchical
 Scheduling for Diverse Datacenter Workloads", SoCC 2013, without its rescaling: what a team that is blocked holds counts
-in full). A team's level is the largest part it holds of any one resource of the pool, less the part that is its quota.
+in full). A team's level is the largest part it holds of any one resource of the pool, less the part that is its quota,
+and more by what it used beyond that in the past, where the policy says so.
 Among the children of each team, whose own jobs compete beside them, the one with the least level for its weight goes.
 
 Levels are integers, exact in milli-GPU, and weights divide by cross-multiplication: equal teams tie, and then the

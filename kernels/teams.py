@@ -33,7 +33,8 @@ class Shares(NamedTuple):
     weight: I64
     """[T] 1..2^20"""
     due: I64
-    """[2, T] milli-GPU that come off what is held: the quota of the team's own jobs, and of its subtree."""
+    """[2, T] milli-GPU that come off what is held: the quota of the team's own jobs, and of its subtree, less what they
+    used beyond it in the past."""
     held: I64
     """[2, T, 3] milli-CPU, MiB and GPU MiB of the team's own jobs, and of its subtree. GPUs are in `Teams`."""
     level: I64

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from moorage.scheduling.accounts import Accounts, Period, Unit
 from moorage.scheduling.ledger import LeaseReleased, Ledger, TeamSet, step
 from moorage.scheduling.model import ANY_MODEL, UNLIMITED, IntArray, JobRequest, Snapshot, TeamSpec, gpus
 from moorage.scheduling.queue import Queue, TaskClass
@@ -77,6 +78,28 @@ class RaiseQuota:
         return {"change": "raise-quota", "team": self.team, "gpu_model": self.gpu_model, "milli": self.milli}
 
 
+@dataclass(frozen=True, slots=True)
+class RaiseBudget:
+    """Raise a team's budget in one unit by `amount` thousandths of it, in the period that it is for."""
+
+    team: str
+    unit: Unit
+    period: Period
+    amount: int
+
+    def text(self) -> str:
+        return f"raise the budget of team {self.team} by {self.amount / 1000:g} {self.unit} a {self.period}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "change": "raise-budget",
+            "team": self.team,
+            "unit": str(self.unit),
+            "period": str(self.period),
+            "thousandths": self.amount,
+        }
+
+
 Raise: TypeAlias = RaiseLimit | RaiseQuota
 
 
@@ -84,7 +107,7 @@ Raise: TypeAlias = RaiseLimit | RaiseQuota
 class Together:
     """Several raises, none of which is enough without the others."""
 
-    raises: tuple[Raise, ...]
+    raises: tuple[Raise | RaiseBudget, ...]
 
     def text(self) -> str:
         return " and ".join(r.text() for r in self.raises)
@@ -107,7 +130,9 @@ class Ends:
         return {"change": "ends", "leases": list(self.leases), "jobs": list(self.jobs)}
 
 
-Change: TypeAlias = FewerWorkers | OtherModel | Relax | RaiseLimit | RaiseQuota | Together | Ends
+Change: TypeAlias = (
+    FewerWorkers | OtherModel | Relax | RaiseLimit | RaiseQuota | RaiseBudget | Together | Ends
+)
 
 
 def _amount(milli: int, model: str) -> str:
@@ -133,6 +158,8 @@ def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot
                     raises, key=lambda r: isinstance(r, RaiseQuota)
                 )  # no quota above its limit
                 snapshot = changed(snapshot, row, limits_first)
+            case RaiseBudget():
+                snapshot = replace(snapshot, accounts=_budgeted(snapshot.accounts, change))
             case RaiseLimit() | RaiseQuota():
                 ledger = snapshot.ledger.copy()
                 _raise(ledger, change)
@@ -140,6 +167,19 @@ def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot
             case Ends(leases):
                 snapshot = _ended(snapshot, leases)
     return snapshot
+
+
+def _budgeted(accounts: Accounts | None, change: RaiseBudget) -> Accounts:
+    """The accounts with one budget raised."""
+    found, done = [], False
+    for account in accounts.budgets if accounts else ():
+        budget = account.budget
+        if (budget.team, budget.unit, budget.period) == (change.team, change.unit, change.period):
+            budget, done = replace(budget, amount=budget.amount + change.amount), True
+        found.append(replace(account, budget=budget))
+    if accounts is None or not done:
+        raise ValueError(f"team {change.team} has no budget in {change.unit} a {change.period}")
+    return replace(accounts, budgets=tuple(found))
 
 
 def _set(array: IntArray, row: int, value: int) -> IntArray:

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from moorage.scheduling.accounts import Account
 from moorage.scheduling.changes import (
     Change,
     Ends,
     FewerWorkers,
     OtherModel,
     Raise,
+    RaiseBudget,
     RaiseLimit,
     RaiseQuota,
     Together,
@@ -95,10 +97,14 @@ def explain(
     earliest, complete = None, True
     if reason.code is not ReasonCode.TEAM_UNKNOWN:  # nothing else helps a job of no team
         try:
-            for find in (_gang, _models, _constraints, _raises):
-                suggestions.extend(find(trial))
-            earliest = _earliest(trial, ends or {})
-            suggestions.extend(_ends(trial))  # the longest search: last
+            if reason.code is ReasonCode.BUDGET:  # nothing but money, or time, helps
+                suggestions.extend(_budgets(trial))
+                earliest = _next_period(trial)
+            else:
+                for find in (_gang, _models, _constraints, _raises):
+                    suggestions.extend(find(trial))
+                earliest = _earliest(trial, ends or {})
+                suggestions.extend(_ends(trial))  # the longest search: last
         except _Enough as enough:
             suggestions.extend(enough.found)
             complete = False
@@ -262,6 +268,37 @@ def _raises(trial: _Trial) -> Iterator[Change]:
         yield _together(least)
 
 
+def _spent(trial: _Trial) -> list[Account]:
+    """The accounts that are out of budget, of the job's team and of those above it."""
+    path = {trial.snapshot.ledger.team_names[row] for row in trial.path()}
+    accounts = trial.snapshot.accounts
+    return [a for a in (accounts.budgets if accounts else ()) if a.out and a.budget.team in path]
+
+
+def _refilled(spent: Sequence[Account]) -> Change:
+    """The least raise of each budget under which it is not used up."""
+    return _together(
+        [
+            RaiseBudget(a.budget.team, a.budget.unit, a.budget.period, a.spent - a.budget.amount + 1)
+            for a in spent
+        ]
+    )
+
+
+def _budgets(trial: _Trial) -> Iterator[Change]:
+    """All budgets that are used up: none of them is enough alone."""
+    change = _refilled(_spent(trial))
+    if trial.starts(change):
+        yield change
+
+
+def _next_period(trial: _Trial) -> int | None:
+    """When the last of the budgets that are used up begins anew, if the job starts then with all else as it is."""
+    spent = _spent(trial)
+    until = max(account.until_ns for account in spent)
+    return until if trial.starts(_refilled(spent), until) else None
+
+
 def _knobs(trial: _Trial) -> list[Raise]:
     """All that may bind the job's team, raised beyond what the pool could ever need. What is likeliest to be needed
     comes last: it is the last to be tried without."""
@@ -281,7 +318,7 @@ def _knobs(trial: _Trial) -> list[Raise]:
     return knobs
 
 
-def _together(raises: Sequence[Raise]) -> Change:
+def _together(raises: Sequence[Raise | RaiseBudget]) -> Change:
     return raises[0] if len(raises) == 1 else Together(tuple(raises))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from moorage.scheduling.changes import Change
-from moorage.scheduling.model import Reason
+from moorage.scheduling.model import Reason, ReasonCode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,9 @@ class Explanation:
 
     def earliest_text(self) -> str:
         """When it starts, in one sentence."""
+        if self.reason.code is ReasonCode.BUDGET and self.earliest_ns is not None:
+            ahead = span(self.earliest_ns - self.now_ns)
+            return f"With all else as it is now it starts when the period ends, in {ahead}."
         if self.earliest_ns is not None:
             return f"By the known ends of running jobs it starts in {span(self.earliest_ns - self.now_ns)}."
         if not self.complete:

@@ -47,7 +47,7 @@ class Wanted:
     nodes: Bool
     """[N] wanted by somebody who waits for room."""
     teams: Bool
-    """[T] at or below a limit that binds somebody."""
+    """[T] at or below a limit that binds somebody, or out of budget."""
     lent: bool
     """Somebody waits for quota that others lend."""
 
@@ -84,7 +84,7 @@ def wanted(
     _, at = np.unique(alike, axis=1, return_index=True)
     for i in np.sort(at).tolist():
         row = int(deferred[i])
-        if code[i] == admission.TEAM_UNKNOWN:
+        if code[i] in (admission.TEAM_UNKNOWN, admission.BUDGET):  # room is not what they lack
             continue
         if code[i] == admission.TEAM_QUOTA and not found.lent:
             found = Wanted(nodes=found.nodes, teams=found.teams, lent=never(row) is None)

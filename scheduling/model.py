@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from moorage.scheduling.constraints import ANYWHERE, NO_TRAITS, Constraints, Tra
 
 if TYPE_CHECKING:
     from moorage.kernels.placing_scores import Scoring
+    from moorage.scheduling.accounts import Accounts
     from moorage.scheduling.ledger import Ledger
     from moorage.scheduling.queue import Queue
     from moorage.scheduling.running import RunningJobs
@@ -195,6 +197,7 @@ class ReasonCode(StrEnum):
     FRAGMENTED = "fragmented"
     NO_DEVICE = "no-device"
     BEHIND = "behind"
+    BUDGET = "budget"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +212,11 @@ class Reason:
     allowed: int = 0
     free: int = 0
     holders: tuple[str, ...] = ()
+    unit: str = ""
+    """What `held` and `allowed` count when not milli-GPU: thousandths of it."""
+    period: str = ""
+    until_ns: int = 0
+    """When the budget's period ends."""
     note: str = ""
     """What the figures do not say: which constraints rule nodes out, or how many nodes they leave."""
 
@@ -221,6 +229,9 @@ class Reason:
             held=gpus(self.held),
             allowed=gpus(self.allowed),
             free=gpus(self.free),
+            unit=self.unit,
+            period="today" if self.period == "day" else f"this {self.period}",
+            until=f"{datetime.fromtimestamp(self.until_ns // 10**9, UTC):%Y-%m-%d %H:%M} UTC",
             first=self.holders[0] if self.holders else "a running job",
             holders=", ".join(self.holders) or "other jobs",
             note=f"; {self.note}" if self.note else "",
@@ -250,6 +261,10 @@ _SENTENCES: dict[ReasonCode, str] = {
         "the nodes that are up could not hold its tasks even idle ({asked}{model} GPUs asked{note}); "
         "starts when a node that can joins or comes back"
     ),
+    ReasonCode.BUDGET: (
+        "team {team} has spent {held} of its {allowed} {unit} {period}; "
+        "starts when the period ends at {until} or the budget is raised"
+    ),
     ReasonCode.BEHIND: "waits behind {first}, which has waited longest and needs the room that is free",
 }
 
@@ -274,6 +289,8 @@ class Policy:
     """Jobs are also moved for gangs and for tasks of one device or less. Not for a head with workers."""
     move_least: int = 0
     """Milli-GPU of the smallest gang for which jobs are moved."""
+    half_life_ns: int = 0
+    """How fast what teams have used (`Snapshot.accounts`) is forgotten in their order; 0 = it does not count."""
     sharing: bool = True
     """Where nobody has a quota, teams share the pool by weight; else all jobs go by submission (or their index)."""
     margin: int = 0
@@ -301,6 +318,8 @@ class Snapshot:
     device_rule: DeviceRule = DeviceRule.RAYLET
     running: RunningJobs | None = None
     """Who may be asked to leave; None = nobody."""
+    accounts: Accounts | None = None
+    """What teams have used before now, and their budgets; None = nothing, and none."""
     scoring: Scoring | None = None
     """How placements are scored, tables included (`scheduling.packing.scorings`); None = best fit."""
 

@@ -6,6 +6,7 @@ columns are laid out; the loop over them is `kernels.admission`, the placing of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ from moorage.scheduling.model import (
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import Quotas
 from moorage.scheduling.running import Pieces, RunningJobs
-from moorage.scheduling.sharing import put_off, shares
+from moorage.scheduling.sharing import barred, put_off, shares
 from moorage.scheduling.workspace import Kept, Workspace
 
 _FIRST_TASKS = 4096
@@ -90,7 +91,7 @@ class _Decision:
         kept = workspace.open(snapshot)
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
         rows = _rows(ledger, queue, waiting, now_ns - policy.hold_after_ns, policy)
-        pieces, teams = running.pieces(), _teams(ledger, policy, rows)
+        pieces, teams = running.pieces(), _teams(snapshot, policy, rows)
         return cls(
             snapshot=snapshot,
             policy=policy,
@@ -108,6 +109,8 @@ class _Decision:
         queue, policy = self.snapshot.pending, self.policy
         order, count = first_pass(queue), len(queue)
         judged = np.zeros(count, np.int64)
+        account = self._barred(order)
+        without, order, account = order[account >= 0], order[account < 0], account[account >= 0]
         order, later = self._turns(order)
         loose = ~self.running.fixed
         if policy.reclaim_waits:
@@ -123,6 +126,7 @@ class _Decision:
         state = np.zeros(admission.STATE_SIZE, np.int64)
         state[admission.HELD] = -1
         out = _columns(count, max(_FIRST_TASKS, 2 * count))
+        _defer(out, state, without, account)
         while True:
             stopped = admission.admit(
                 order,
@@ -171,10 +175,22 @@ class _Decision:
         if lacks.nodes.all():
             return None
         if not len(self.teams.shares.weight):
-            self.teams = self.teams._replace(shares=shares(self.teams, ledger))
+            self.teams = self.teams._replace(shares=shares(self.teams, ledger, _past(self.snapshot, policy)))
+        lacks.teams[barred(ledger, self.snapshot.accounts) >= 0] = True
         klass = self.kept.rows(ledger, running.classes)[running.workers()]
         team = self.running.team[self.pieces.rank == 0]
         return growing.grow(gangs, running, team, klass, self.pool, self.teams, lacks)
+
+    def _barred(self, order: IntArray) -> IntArray:
+        """By row in `order`: the account that is out of budget, -1 = it may start. Without GPUs nothing is spent."""
+        accounts, rows = self.snapshot.accounts, self.rows
+        none = np.full(len(order), -1, np.int64)
+        if accounts is None or not any(account.out for account in accounts.budgets):
+            return none
+        milli = np.append(self.pool.classes.milli, 0)
+        spends = (milli[rows.head] > 0) | ((milli[rows.worker] > 0) & (rows.workers > 0))
+        account = np.append(barred(self.snapshot.ledger, accounts), -1)[rows.team]
+        return np.asarray(np.where(spends, account, -1)[order])
 
     def _turns(self, order: IntArray) -> tuple[IntArray, admission.Later]:
         """The rows of the first pass, and those put off to the second from the start: all of them where nobody has a
@@ -330,12 +346,24 @@ class _Decision:
         return free
 
 
-def _teams(ledger: Ledger, policy: Policy, rows: admission.Rows) -> Teams:
-    teams = Quotas.of(ledger).columns()
+def _defer(out: admission.Out, state: IntArray, rows: IntArray, account: IntArray) -> None:
+    """Defer rows before the loop begins: their team is out of budget."""
+    out.deferred[: len(rows)], out.code[: len(rows)] = rows, admission.BUDGET
+    out.figures[: len(rows), 0] = account
+    state[admission.DEFERRED] = len(rows)
+
+
+def _teams(snapshot: Snapshot, policy: Policy, rows: admission.Rows) -> Teams:
+    ledger, teams = snapshot.ledger, Quotas.of(snapshot.ledger).columns()
     several = len(rows.team) > 0 and bool((rows.team != rows.team[0]).any())
     if teams.counted.any() or (policy.sharing and several):
-        teams = teams._replace(shares=shares(teams, ledger))
+        teams = teams._replace(shares=shares(teams, ledger, _past(snapshot, policy)))
     return teams
+
+
+def _past(snapshot: Snapshot, policy: Policy) -> Mapping[str, int]:
+    """Milli-GPU that teams held on average, where that counts."""
+    return snapshot.accounts.past if snapshot.accounts and policy.half_life_ns else {}
 
 
 def _rows(ledger: Ledger, queue: Queue, at: IntArray, old_before_ns: int, policy: Policy) -> admission.Rows:

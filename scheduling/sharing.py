@@ -6,11 +6,14 @@ jobs go by it: teams then share the pool by weight (`Policy.sharing`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from moorage.kernels.admission import Later
 from moorage.kernels.sharing import MOST_WEIGHT
 from moorage.kernels.teams import Shares, Teams, add_up
+from moorage.scheduling.accounts import Accounts
 from moorage.scheduling.model import WHOLE, IntArray
 from moorage.scheduling.state import Ledger
 
@@ -46,8 +49,9 @@ def nobody() -> Shares:
     )
 
 
-def shares(teams: Teams, ledger: Ledger) -> Shares:
-    """The order among `teams` in the pool as it is up now."""
+def shares(teams: Teams, ledger: Ledger, past: Mapping[str, int]) -> Shares:
+    """The order among `teams` in the pool as it is up now. `past`: milli-GPU that teams held on average; what is beyond
+    their quota counts as if they held it still."""
     gpus = int(ledger.devices[ledger.up].sum()) * WHOLE
     rest = beside(ledger)
     shift = np.array([max(0, int(amount).bit_length() - FULL.bit_length() + 1) for amount in rest], np.int64)
@@ -56,6 +60,10 @@ def shares(teams: Teams, ledger: Ledger) -> Shares:
     heaviest = int(teams.weight.max(initial=1))
     scale = max(0, heaviest.bit_length() - MOST_WEIGHT.bit_length() + 1)
     due = np.minimum(teams.own[:, 0], 2 * gpus)
+    before = np.zeros(count, np.int64)
+    if past:
+        before[:] = [min(past.get(name, 0), 2 * gpus) for name in ledger.team_names]
+    due, before = (np.stack((x, subtree(teams.parent, x[:, None])[:, 0])) for x in (due, before))
     unit = max(1, FULL // gpus) if gpus else 0
     return Shares(
         whole=gpus * unit or FULL,
@@ -63,7 +71,7 @@ def shares(teams: Teams, ledger: Ledger) -> Shares:
         rest=rest >> shift,
         shift=shift,
         weight=np.maximum(teams.weight >> scale, 1),
-        due=np.stack((due, subtree(teams.parent, due[:, None])[:, 0])),
+        due=due - np.maximum(before - due, 0),
         held=np.stack((held, subtree(teams.parent, held))),
         level=np.zeros((2, count), np.int64),
         stale=np.ones(count, np.bool_),
@@ -71,6 +79,19 @@ def shares(teams: Teams, ledger: Ledger) -> Shares:
         at=np.zeros(count + 1, np.int64),
         heavy=np.zeros(count + 1, np.int64),
     )
+
+
+def barred(ledger: Ledger, accounts: Accounts | None) -> IntArray:
+    """[T] the account that is out of budget of each team, or of the nearest team above it that is; -1 = none."""
+    found = np.full(len(ledger.team_names), -1, np.int64)
+    for at, account in enumerate(accounts.budgets if accounts else ()):
+        row = ledger.team_row.get(account.budget.team, -1)
+        if account.out and row >= 0 and found[row] < 0:
+            found[row] = at
+    for row, parent in enumerate(ledger.team_parent):
+        if found[row] < 0 <= parent:
+            found[row] = found[parent]
+    return found
 
 
 def beside(ledger: Ledger) -> IntArray:

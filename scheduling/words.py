@@ -68,6 +68,19 @@ class Words:
         match int(self.code[d]):
             case admission.TEAM_UNKNOWN:
                 return Reason(code=ReasonCode.TEAM_UNKNOWN, team=team, asked=asked)
+            case admission.BUDGET if self.snapshot.accounts:
+                account = self.snapshot.accounts.budgets[at]
+                budget = account.budget
+                return Reason(
+                    code=ReasonCode.BUDGET,
+                    team=budget.team,
+                    asked=asked,
+                    held=account.spent,
+                    allowed=budget.amount,
+                    unit=budget.unit,
+                    period=budget.period,
+                    until_ns=account.until_ns,
+                )
             case admission.BEHIND:
                 return Reason(
                     code=ReasonCode.BEHIND, team=team, asked=asked, holders=(_name(self.snapshot, at),)

@@ -18,6 +18,7 @@ from moorage.runtime.control import failpoints
 from moorage.runtime.control.book import Book
 from moorage.runtime.control.clock import Now
 from moorage.runtime.control.packing import Packing
+from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store
 from moorage.scheduling.ledger import LeaseReleased
 from moorage.scheduling.model import DeviceRule, JobRequest, Snapshot
@@ -44,6 +45,7 @@ class Core:
     settings: PoolSettings
     device_rule: DeviceRule
     packing: Packing
+    spending: Spending
     changed: threading.Condition = field(default_factory=threading.Condition)
     """Notified after every change: `grow` waits on it."""
     wake: threading.Event = field(default_factory=threading.Event)
@@ -94,6 +96,7 @@ class Core:
             ledger=self.book.ledger.copy(),
             pending=Queue.of(pending),
             device_rule=self.device_rule,
+            accounts=self.spending.accounts(),
             scoring=self.packing.scoring(self.book.ledger, self.store.clock.now().control_ns),
         )
 

@@ -38,8 +38,10 @@ from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.loop import Loop
 from moorage.runtime.control.packing import Packing
 from moorage.runtime.control.records import JobRow
+from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store, record
 from moorage.runtime.control.tables import attempts, events, jobs, subleases, team_versions
+from moorage.scheduling.accounts import HOUR_NS
 from moorage.scheduling.model import DeviceRule, Policy
 
 MAX_EVENTS = 1000
@@ -68,6 +70,7 @@ class Service:
             settings=settings or PoolSettings(),
             device_rule=DeviceRule(str(backend.device_rule)),
             packing=Packing(self.store, settings or PoolSettings()),
+            spending=Spending(self.store, teams, settings or PoolSettings()),
         )
         with self.core.change() as change:
             _record_teams(change.db, change.now.wall_ns, teams)
@@ -76,6 +79,7 @@ class Service:
             change.db.execute(update(subleases).where(subleases.c.state == "WAITING").values(state="EXPIRED"))
             record(change.db, change.now, "control.started", {"teams": sorted(teams.teams)})
         self.core.reload()
+        policy = policy or Policy(half_life_ns=self.core.settings.usage_half_life_h * HOUR_NS)
         self.loop = Loop(self.core, backend, where, policy)
         self._explainer = Explainer(self.core, self.loop.policy)
         self._fold = Fold()
@@ -237,7 +241,13 @@ class Service:
         now = self.store.clock.now()
         with self.store.lock, self.store.read() as db:
             return views.status(
-                db, self.core.book, self.loop.unreachable, now.wall_ns, now.control_ns, caller
+                db,
+                self.core.book,
+                self.loop.unreachable,
+                now.wall_ns,
+                now.control_ns,
+                caller,
+                self.core.spending.accounts(),
             )
 
     def events(

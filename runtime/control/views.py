@@ -22,9 +22,10 @@ from moorage.runtime.control.api import (
 from moorage.runtime.control.book import Book
 from moorage.runtime.control.states import WITH_ATTEMPT
 from moorage.runtime.control.tables import attempts, jobs, leases, nodes
+from moorage.scheduling.accounts import Accounts
 from moorage.scheduling.constraints import NO_TRAITS
 from moorage.scheduling.ledger import task_milli_per_device
-from moorage.scheduling.model import UNLIMITED, Reason
+from moorage.scheduling.model import UNLIMITED, Reason, ReasonCode
 from moorage.scheduling.quota import team_use
 
 
@@ -61,6 +62,22 @@ def reason_json(reason: Reason | None) -> dict[str, Any] | None:
         "allowed_milli_gpu": reason.allowed,
         "free_milli_gpu": reason.free,
         "holders": list(reason.holders),
+        **_budget(reason),
+    }
+
+
+def _budget(reason: Reason) -> dict[str, Any]:
+    """For a budget, in its own unit."""
+    if reason.code is not ReasonCode.BUDGET:
+        return {}
+    return {
+        "held_milli_gpu": 0,
+        "allowed_milli_gpu": 0,
+        "unit": reason.unit,
+        "spent": reason.held / 1000,
+        "budget": reason.allowed / 1000,
+        "period": reason.period,
+        "until_ns": reason.until_ns,
     }
 
 
@@ -83,7 +100,13 @@ def attempt_views(db: Connection, job_id: str) -> list[AttemptView]:
 
 
 def status(
-    db: Connection, book: Book, unreachable: str, now_ns: int, control_ns: int, caller: Caller
+    db: Connection,
+    book: Book,
+    unreachable: str,
+    now_ns: int,
+    control_ns: int,
+    caller: Caller,
+    accounts: Accounts | None = None,
 ) -> dict[str, Any]:
     """The pool: nodes, who holds which part of which device, what waits and why, teams. JSON values only.
 
@@ -107,6 +130,17 @@ def status(
                 "allowance_milli_gpu": None if use.allowance >= UNLIMITED else use.allowance,
             }
             for use in team_use(book.ledger)
+        ],
+        "budgets": [
+            {
+                "team": account.budget.team,
+                "unit": account.budget.unit,
+                "spent": account.spent / 1000,
+                "budget": account.budget.amount / 1000,
+                "period": account.budget.period,
+                "until_ns": account.until_ns,
+            }
+            for account in (accounts.budgets if accounts else ())
         ],
     }
 

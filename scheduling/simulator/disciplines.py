@@ -116,6 +116,8 @@ class Discipline:
     """Teams share the pool by weight; else jobs go by the index alone, whosever they are."""
     shares: bool = False
     """It goes by what each team is guaranteed."""
+    half_life_ns: int = 0
+    """With `sharing`: what teams used before counts, and is forgotten so fast; 0 = it does not count."""
     tick_ns: int = 0
     """How often to decide again while jobs wait, though nothing arrived or ended; 0 = not."""
 
@@ -303,6 +305,13 @@ DISCIPLINES: dict[str, Discipline] = {
         text="shortest remaining GPU-time, told by an oracle: a bound to compare with, nothing to run",
         begin=shortest_remaining,
         tick_ns=TICK_NS,
+    ),
+    "turns": Discipline(
+        text="teams in turns by share for weight; what a team used before counts too, half after a week",
+        begin=by_submission,
+        hold_after_ns=Policy().hold_after_ns,
+        sharing=True,
+        half_life_ns=7 * 24 * HOUR,
     ),
     LIVE: Discipline(
         text="what a live pool does: by priority, shares of teams, submission; ten minutes' wait is not overtaken",

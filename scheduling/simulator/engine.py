@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moorage.kernels.placing_scores import Scoring
+from moorage.scheduling.accounts import Meter
 from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, LeaseResized, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     DeviceRule,
@@ -150,6 +151,7 @@ class _Run:
     next_tick: int = 0
     workspace: Workspace = field(default_factory=Workspace)
     gangs: Gangs | None = None
+    meter: Meter = field(default_factory=Meter)
     leases: dict[int, Lease] = field(default_factory=dict)
     """By row, in order of start."""
     finishing: list[tuple[int, int, int]] = field(default_factory=list)
@@ -189,6 +191,7 @@ class _Run:
             seen=seen,
             rank=discipline.begin(seen),
             placed=Placed(count),
+            meter=Meter(discipline.half_life_ns),
             left_ns=workload.duration_ns.copy(),
             start_ns=np.full(count, -1, np.int64),
             finish_ns=np.full(count, -1, np.int64),
@@ -256,11 +259,13 @@ class _Run:
             running=self._running(running, ranks),
             device_rule=self.rule,
             scoring=self.scoring,
+            accounts=self.meter.accounts({}, self.now) if self.discipline.half_life_ns else None,
         )
         begun = self.stopwatch() if self.stopwatch else 0.0
         policy = Policy(
             hold_after_ns=self.discipline.hold_after_ns,
             sharing=self.discipline.sharing,
+            half_life_ns=self.discipline.half_life_ns,
             margin=ranks.margin,
             moves=ranks.moves,
             least_run_ns=ranks.least_run_ns,
@@ -347,6 +352,7 @@ class _Run:
         tasks = placements(shape, self.ledger.node_names, kept, node, mask, gpu_mib)
         step(self.ledger, LeaseResized(lease.lease, lease.epoch, self.epoch, kept, tasks))
         self.leases[row] = self.ledger.leases[lease.lease]
+        self.meter.resized(lease.lease, self.leases[row].milli_gpu, self.now)
         _, had_node, had_mask = self.placed.of(np.array([row]))
         self.placed.drop(row)
         self.placed.put(row, np.append(had_node[:kept], node), np.append(had_mask[:kept], mask))
@@ -363,6 +369,8 @@ class _Run:
         lease = Lease(lease=str(row), job=str(row), team=team, epoch=self.epoch, tasks=tasks)
         step(self.ledger, LeaseGranted(lease))
         self.leases[row] = lease
+        if self.discipline.half_life_ns:
+            self.meter.began(str(row), team, lease.milli_gpu, self.now)
         self.placed.put(row, node, mask)
         self.seen.started_ns[row] = self.now
         takes = int(self.left_ns[row])
@@ -376,6 +384,7 @@ class _Run:
         lease = self.leases.pop(row)
         self.placed.drop(row)
         step(self.ledger, LeaseReleased(lease.lease, lease.epoch))
+        self.meter.ended(lease.lease, self.now)
         ran = self.now - int(self.seen.started_ns[row])
         if self.gangs:
             ran = self.gangs.useful_ns(row, self.now)

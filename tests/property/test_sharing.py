@@ -11,6 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from sharing_reference import Pool, start_order
 
+from moorage.scheduling.accounts import Account, Accounts, Budget, Unit
 from moorage.scheduling.ledger import LeaseGranted, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     UNLIMITED,
@@ -28,6 +29,8 @@ from moorage.scheduling.queue import Queue
 from moorage.scheduling.validate import check
 
 POLICY = Policy(hold_after_ns=UNLIMITED)
+PAST = replace(POLICY, half_life_ns=1)
+"""What was used before counts."""
 DEVICES, DEVICE_MIB = 24, 1000
 
 
@@ -47,8 +50,10 @@ def pool(teams: list[TeamSpec], devices: int = DEVICES, cpu: int = 10**6, mib: i
     return ledger
 
 
-def decide(ledger: Ledger, requests: list[JobRequest], policy: Policy = POLICY) -> tuple[Snapshot, Plan]:
-    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of(requests))
+def decide(
+    ledger: Ledger, requests: list[JobRequest], policy: Policy = POLICY, accounts: Accounts | None = None
+) -> tuple[Snapshot, Plan]:
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of(requests), accounts=accounts)
     return snapshot, plan(snapshot, policy, 0)
 
 
@@ -56,9 +61,11 @@ def started(snapshot: Snapshot, decided: Plan) -> list[str]:
     return [request.job for request, _ in decided.admissions(snapshot)]
 
 
-def start(ledger: Ledger, requests: list[JobRequest], policy: Policy = POLICY) -> list[str]:
+def start(
+    ledger: Ledger, requests: list[JobRequest], policy: Policy = POLICY, accounts: Accounts | None = None
+) -> list[str]:
     """Plan and grant; the jobs that started, in order."""
-    snapshot, decided = decide(ledger, requests, policy)
+    snapshot, decided = decide(ledger, requests, policy, accounts)
     admissions = list(decided.admissions(snapshot))
     for request, tasks in admissions:
         epoch = ledger.last_epoch + 1
@@ -159,8 +166,9 @@ def test_the_turns_are_those_of_the_plain_reference(
         if not several and prefix == "b":
             other = next(t.name for t in teams if all(t.name != r.team for r in requests))
             requests.append(job("c", other, gpus=min(1, devices), cpu=2**10))
-        expected = start_order(reference, requests)
-        assert start(ledger, requests) == expected
+        past = {team.name: data.draw(st.integers(0, devices)) * 500 for team in teams}
+        expected = start_order(reference, requests, past)
+        assert start(ledger, requests, PAST, Accounts(past=past)) == expected
         event(f"{prefix}: {'all start' if len(expected) == len(requests) else 'some wait'}")
 
 
@@ -220,6 +228,37 @@ def test_a_job_that_fits_is_never_left_waiting(data: st.DataObject) -> None:
     for request in requests:
         if request.job not in names:
             assert start(ledger.copy(), [request]) == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_start_spends_more_of_a_budget_that_is_used_up_and_nobody_else_is_touched(
+    data: st.DataObject,
+) -> None:
+    teams = data.draw(trees())
+    requests = data.draw(mixed(teams, "a", 20))
+    accounts = Accounts(
+        budgets=tuple(
+            Account(
+                budget=Budget(team=team.name, unit=data.draw(st.sampled_from(Unit)), amount=1000),
+                spent=data.draw(st.sampled_from((0, 999, 1000, 5000))),
+                until_ns=0,
+            )
+            for team in data.draw(st.lists(st.sampled_from(teams), max_size=4))
+        )
+    )
+    spent = {account.budget.team for account in accounts.budgets if account.spent >= 1000}
+    parents = {team.name: team.parent for team in teams}
+
+    def free(name: str) -> bool:
+        return not name or (name not in spent and free(parents[name]))
+
+    allowed = [r for r in requests if free(r.team) or not r.worker.milli_gpu]
+    snapshot, decided = decide(pool(teams, cpu=24_000), requests, POLICY, accounts)
+    assert started(snapshot, decided) == started(*decide(pool(teams, cpu=24_000), allowed, POLICY))
+    held_back = {request.job for request, reason in decided.waiting(snapshot) if reason.code == "budget"}
+    assert held_back == {r.job for r in requests} - {r.job for r in allowed}
+    event(f"{min(len(held_back), 5)} held back")
 
 
 def test_jobs_without_gpus_go_by_quota_too_and_then_in_turns() -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 from running_pool import RunningPool, job, team
 
-from moorage.scheduling.model import JobRequest, Policy, Shape, TeamSpec
+from moorage.scheduling.accounts import Account, Accounts, Budget, Unit
+from moorage.scheduling.model import JobRequest, Policy, ReasonCode, Shape, TeamSpec
+from moorage.scheduling.planner import plan
 
 S = 10**9
 QUICK = Policy(settle_ns=0)
@@ -232,3 +234,19 @@ def test_the_same_snapshot_grows_the_same() -> None:
     pool = build(CASES[-4])
     one, two = pool.decide(), pool.decide()
     assert one.grown == two.grown and one.grown_node.tolist() == two.grown_node.tolist()
+
+
+def test_who_is_out_of_budget_does_not_grow_and_waits_for_no_room() -> None:
+    pool = RunningPool.of([8], [team("ops"), team("research")], policy=QUICK)
+    for owner in ("ops", "research"):
+        pool.submit(replace(elastic(f"e-{owner}", owner, 1, 8), workers=1))
+    pool.go()
+    for name in pool.runs:
+        pool.runs[name] = replace(pool.runs[name], workers=8)
+    pool.submit(job("more", "ops", 4))
+    pool.decide()
+    spent = Account(budget=Budget(team="ops", unit=Unit.GPU_HOURS, amount=1000), spent=1000, until_ns=0)
+    assert pool.snapshot is not None
+    decided = plan(replace(pool.snapshot, accounts=Accounts(budgets=(spent,))), pool.policy, pool.now)
+    assert decided.grown == ("e-research",) and [r.code for r in decided.reasons] == [ReasonCode.BUDGET]
+    assert len(decided.grown_of) == 6

@@ -75,6 +75,12 @@ def test_jobs_are_packed_by_the_rule_that_is_asked_for() -> None:
         assert hours(run("live", *jobs, nodes=nodes, packing=packing).start_ns)[3] == start
 
 
+def test_teams_take_turns_and_who_used_much_before_comes_after() -> None:
+    jobs = (Job(0, 20, 4, "a"), Job(1, 1, 4, "a"), Job(2, 1, 4, "b"), Job(3, 1, 4, "a"), Job(4, 1, 4, "b"))
+    assert hours(run("live", *jobs).start_ns) == [0, 20, 21, 22, 23]
+    assert hours(run("turns", *jobs).start_ns) == [0, 22, 20, 23, 21]
+
+
 def test_the_oracle_pushes_out_the_longer_job_and_pays_for_it() -> None:
     found = run("srtf-oracle", Job(0, 10, 4), Job(1, 1, 4))
     minute = round(1 / 60, 3)
