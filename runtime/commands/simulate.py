@@ -13,6 +13,7 @@ import click
 
 from moorage.errors import InvalidRequest
 from moorage.runtime.commands import shared
+from moorage.runtime.commands.serving import serving
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST_SEEDS = 1000
@@ -23,6 +24,9 @@ _LEFT_OUT_SHOWN = 5
 @click.group()
 def simulate() -> None:
     """Replay a recorded workload through the planner, and compare policies."""
+
+
+simulate.add_command(serving)
 
 
 def common_options(command: F) -> F:
