@@ -27,6 +27,7 @@ KEYS = (
     "cpus_per_worker",
     "preemptible",
     "max_runtime",
+    "deadline",
     "max_attempts",
     "gpu_model",
     *nodes.KEYS,
@@ -93,6 +94,8 @@ class JobAsk(BaseModel):
     constraints: Constraints = ANYWHERE
     preemptible: bool = False
     max_runtime_ns: int | None = None
+    deadline_ns: int | None = None
+    """From submission."""
     max_attempts: int | None = None
     user: dict[str, str] = {}
 
@@ -126,7 +129,18 @@ def parse_job(
         head = head.model_copy(update={"gpu_mib": memory})
     if memory and not (head.milli_gpu or worker.milli_gpu):
         raise units.refuse("gpu_memory_mib", memory, "the job asks for no GPU", "add gpus_per_worker")
-    attempts, runtime = ours.get("max_attempts"), ours.get("max_runtime")
+    attempts = ours.get("max_attempts")
+    runtime, deadline = (
+        None if ours.get(name) is None else units.duration_ns(name, ours[name])
+        for name in ("max_runtime", "deadline")
+    )
+    if runtime and deadline and runtime > deadline:
+        raise units.refuse(
+            "deadline",
+            ours["deadline"],
+            "the job may run for longer, so it would be too late from the start",
+            "give it a later deadline or a shorter max_runtime",
+        )
     return JobAsk(
         team=team_name("team", ours["team"]) if "team" in ours else None,
         priority=_priority(ours.get("priority", "normal")),
@@ -137,7 +151,8 @@ def parse_job(
         gpu_model=_text("gpu_model", ours.get("gpu_model", ""), 64),
         constraints=nodes.constraints(ours),
         preemptible=units.boolean("preemptible", ours.get("preemptible", False)),
-        max_runtime_ns=None if runtime is None else units.duration_ns("max_runtime", runtime),
+        max_runtime_ns=runtime,
+        deadline_ns=deadline,
         max_attempts=None if attempts is None else units.whole("max_attempts", attempts, 1, 100),
         user=user,
     )

@@ -5,9 +5,11 @@ by borrowing waits for the second, where the next job is always that of the team
 (`kernels.sharing`), among jobs of the highest priority. Where nobody has a quota the caller may put all jobs there.
 
 The loop keeps its position in `state`, and returns early when the caller must help: `GROW` (the output columns are
-full), `JUDGE` (is `state[ROW]` a job that even an idle pool could never start?) or `HELP` (row `state[ROW]` was not
-placed: borrow, or push others out, and say what came of it in `state[ANSWER]`, placements in `out`). Called again, it
-goes on. What is rare stays outside so that the loop stays small: numba compiles it again for whoever changes it.
+full), `JUDGE` (is `state[ROW]` a job that even an idle pool could never start?), `RESERVE` (find room in the future for
+row `state[ROW]`, which lacks it now) or `HELP` (row `state[ROW]` was not placed, and why stands in `state[ANSWER]`:
+borrow, push others out or start beside a reservation, and say what came of it there, placements in `out`). Called
+again, it goes on. What is rare stays outside so that the loop stays small: numba compiles it again for whoever changes
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.gang import Pool, place_within
+from moorage.kernels.gang import Pool, place_within, undo
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.moving import scattered
 from moorage.kernels.sharing import at_its_share, next_team
@@ -32,15 +34,17 @@ NOBODY = -(2**62)
 """The greatest index of nobody."""
 
 # what the loop returns
-DONE, GROW, JUDGE, HELP = 0, 1, 2, 3
+DONE, GROW, JUDGE, HELP, RESERVE = 0, 1, 2, 3, 4
 # state[...]: where the loop is
-PASS, AT, ROW, HELD, ADMITTED, TASKS, DEFERRED, ANSWERED, ANSWER, STATE_SIZE = range(10)
+PASS, AT, ROW, HELD, ADMITTED, TASKS, DEFERRED, ANSWERED, ANSWER, FIRST, OF, LEFT, STATE_SIZE = range(13)
 # verdicts of `judge`
 UNKNOWN, POSSIBLE, NEVER = 0, 1, 2
+# what became of asking for a reservation
+UNASKED, PROMISED, NO_PROMISE = 0, 1, 2
 # reason codes of deferred rows
-TEAM_UNKNOWN, TEAM_LIMIT, TEAM_QUOTA, NO_ROOM, BEHIND, BUDGET = 0, 1, 2, 3, 4, 5
+TEAM_UNKNOWN, TEAM_LIMIT, TEAM_QUOTA, NO_ROOM, BEHIND, BUDGET, RESERVED, DELAYS = 0, 1, 2, 3, 4, 5, 6, 7
 # what became of a row that was not placed
-WAITS, BORROWS, WAITS_BEHIND, MAY_BORROW, MAY_PUSH = -1, -2, -3, -4, -5
+WAITS, BORROWS, WAITS_BEHIND, MAY_BORROW, MAY_PUSH, WAITS_DELAYS, MAY_OVERTAKE = -1, -2, -3, -4, -5, -6, -7
 
 
 class Rows(NamedTuple):
@@ -62,6 +66,10 @@ class Rows(NamedTuple):
     """The class of the tasks of a job for which others may be moved aside, else -1."""
     old: Bool
     """Has waited so long that nothing ordered after it may take room it could use."""
+    ends: I64
+    """When it ends at the latest if it starts now; UNLIMITED where nobody knows."""
+    kind: I64
+    """Rows of one kind are of one team and ask for the same; 0 for all where nothing is reserved."""
 
 
 class Out(NamedTuple):
@@ -78,7 +86,7 @@ class Out(NamedTuple):
     deferred: I64
     code: I64
     figures: I64
-    """[D, 4] for a deferred row: team row, model column, held, allowed; BEHIND: the row waited for.
+    """[D, 4] for a deferred row: team row, model column, held, allowed; BEHIND, DELAYS: the row waited for.
     BUDGET: the account."""
 
 
@@ -104,6 +112,19 @@ class Asking(NamedTuple):
     """[C] the cache's clock when moving last failed for a class, -1 = never."""
     held: int
     """The row that nothing ordered after it may overtake; -1 when there is none."""
+    reserved: int
+    """When the first reservation begins; UNLIMITED when there is none."""
+    refused: I64
+    """[K] by kind: a row that ends then or later would delay a reservation."""
+
+
+class Promises(NamedTuple):
+    """Reservations, as far as the loop must know of them; `scheduling.reservations` makes them."""
+
+    promised: I64
+    """[R] UNASKED, PROMISED or NO_PROMISE."""
+    refused: I64
+    """See `Asking`."""
 
 
 class Rooms(NamedTuple):
@@ -235,8 +256,8 @@ def _try_row(
     out: Out,
     at: int,
 ) -> int:
-    """The workers placed for a row, or WAITS, BORROWS (it may only start by borrowing), WAITS_BEHIND, or what the
-    caller is to find out: MAY_BORROW, MAY_PUSH."""
+    """The workers placed for a row, or WAITS, BORROWS (it may only start by borrowing), WAITS_BEHIND, WAITS_DELAYS, or
+    what the caller is to find out: MAY_BORROW, MAY_PUSH, MAY_OVERTAKE (it fits, but may take what is reserved)."""
     team, asked, column = rows.team[row], rows.least[row], rows.column[row]
     allowed, within, own = room_of.allowed, room_of.within, room_of.own
     bounded = not teams.free[team]
@@ -259,9 +280,19 @@ def _try_row(
         return WAITS_BEHIND
     node, mask, mem = out.task_node[at:], out.task_mask[at:], out.task_mem[at:]
     head, worker, least = rows.head[row], rows.worker[row], rows.min_workers[row]
-    placed = place_within(pool, head, worker, rows.workers[row], least, within, room_of.left, node, mask, mem)
+    # whoever has bounds may take what a reserved job needs of its own, however short it runs
+    long = rows.ends[row] > asking.reserved or (bounded and asking.reserved < UNLIMITED)
+    if long and rows.ends[row] >= asking.refused[rows.kind[row]]:
+        return WAITS_DELAYS
+    workers = rows.workers[row]
+    if long:
+        workers = min(workers, max(least, 1 if head < 0 else 0))
+    placed = place_within(pool, head, worker, workers, least, within, room_of.left, node, mask, mem)
     if placed >= 0:
-        return placed
+        if not long:
+            return placed
+        undo(pool, head, worker, placed, node, mask)
+        return MAY_OVERTAKE
     # its quota may be enough, but of other models than those free: these it may borrow
     if bounded and first and narrower(within, allowed):
         return MAY_BORROW
@@ -282,6 +313,7 @@ def admit(
     stuck: I64,
     max_admissions: int,
     judged: I64,
+    promises: Promises,
     later: Later,
     rooms: Rooms,
     out: Out,
@@ -312,22 +344,43 @@ def admit(
         elif state[ADMITTED] >= max_admissions:
             _defer(out, state, row, _why(teams, rows, row, rooms.own, out, state[DEFERRED]))
         else:
-            asking = Asking(bounds[0], bounds[1], bounds[2], bounds[3], stuck, state[HELD])
+            asking = Asking(
+                bounds[0],
+                bounds[1],
+                bounds[2],
+                bounds[3],
+                stuck,
+                state[HELD],
+                state[FIRST],
+                promises.refused,
+            )
             if answered:
                 tried = state[ANSWER]
             else:
                 tried = _try_row(pool, rows, row, teams, asking, first, rooms, out, state[TASKS])
-            if tried in (MAY_BORROW, MAY_PUSH):
+            if tried in (MAY_BORROW, MAY_PUSH, MAY_OVERTAKE):
                 state[ROW] = row
+                state[ANSWER] = tried
                 return HELP
             if tried >= 0:
                 _admit(teams, rows, row, tried, pool, out, state)
             elif tried == WAITS_BEHIND:
                 out.figures[state[DEFERRED], 0] = state[HELD]
                 _defer(out, state, row, BEHIND)
-            elif tried == WAITS:
-                code = _why(teams, rows, row, rooms.own, out, state[DEFERRED])
-                if code == NO_ROOM and rows.old[row]:
+            elif promises.promised[row] == PROMISED:
+                _defer(out, state, row, RESERVED)
+            elif tried != BORROWS:
+                code = DELAYS
+                if tried == WAITS:
+                    code = _why(teams, rows, row, rooms.own, out, state[DEFERRED])
+                else:
+                    out.figures[state[DEFERRED], 0] = state[OF]
+                lacks = code in (NO_ROOM, DELAYS)
+                if lacks and state[LEFT] > 0 and promises.promised[row] == UNASKED:
+                    # what was found out of it still holds when the loop goes on
+                    state[ROW], state[ANSWERED], state[ANSWER] = row, 1, tried
+                    return RESERVE
+                if code == NO_ROOM and rows.old[row] and state[FIRST] == UNLIMITED:
                     if judged[row] == UNKNOWN:
                         state[ROW] = row
                         return JUDGE
@@ -335,7 +388,8 @@ def admit(
                         state[HELD] = row
                 _defer(out, state, row, code)
         if not first:
-            if tried == WAITS and rows.team[row] >= 0 and not rows.old[row]:
+            same = tried == WAITS and rows.team[row] >= 0 and not rows.old[row]
+            if same and state[LEFT] == 0 and promises.promised[row] != PROMISED:
                 row = _defer_alike(rows, row, later, out, state)
             later.head[team] = later.next[row]
             continue

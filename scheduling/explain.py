@@ -29,7 +29,7 @@ from moorage.scheduling.changes import (
     Together,
     changed,
 )
-from moorage.scheduling.explanation import Explanation, span
+from moorage.scheduling.explanation import Explanation
 from moorage.scheduling.model import (
     ANY_MODEL,
     UNLIMITED,
@@ -43,6 +43,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.planner import plan
 from moorage.scheduling.relaxing import EVERYTHING, Relax, relaxations
+from moorage.scheduling.spans import span
 from moorage.scheduling.words import models_of
 
 __all__ = ["Explanation", "explain", "span"]

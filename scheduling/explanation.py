@@ -7,6 +7,7 @@ from typing import Any
 
 from moorage.scheduling.changes import Change
 from moorage.scheduling.model import Reason, ReasonCode
+from moorage.scheduling.spans import span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +71,3 @@ class Explanation:
             "plans": self.plans,
             "complete": self.complete,
         }
-
-
-def span(ns: int) -> str:
-    """A length of time as people say it, rounded up: '2 h 5 min'."""
-    seconds = -(-max(0, ns) // 10**9)
-    for long, short, size in (("d", "h", 86400), ("h", "min", 3600), ("min", "s", 60)):
-        if seconds >= size:
-            rest = seconds % size * (24 if long == "d" else 60) // size
-            return f"{seconds // size} {long}" + (f" {rest} {short}" if rest else "")
-    return f"{seconds} s"

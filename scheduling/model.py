@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moorage.scheduling.constraints import ANYWHERE, NO_TRAITS, Constraints, Traits
+from moorage.scheduling.spans import span
 
 if TYPE_CHECKING:
     from moorage.kernels.placing_scores import Scoring
@@ -36,6 +37,8 @@ MAX_DEVICES = 62
 
 ANY_MODEL = "*"
 """The column that counts GPUs of every model together."""
+
+DAY_NS = 24 * 3600 * 10**9
 
 IntArray = npt.NDArray[np.int64]
 
@@ -103,6 +106,9 @@ class JobRequest:
     """What else it wants of the nodes."""
     preemptible: bool = False
     max_runtime_ns: int = 0
+    """It is stopped when it has run so long; 0 = never. Also the estimate of its run time: nobody knows better."""
+    deadline_ns: int = 0
+    """Control time by which it should have ended; 0 = none. An order, not a promise."""
     parent: str = ""
 
     def __post_init__(self) -> None:
@@ -198,6 +204,8 @@ class ReasonCode(StrEnum):
     NO_DEVICE = "no-device"
     BEHIND = "behind"
     BUDGET = "budget"
+    RESERVED = "reserved"
+    DELAYS = "delays"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,10 +227,14 @@ class Reason:
     """When the budget's period ends."""
     note: str = ""
     """What the figures do not say: which constraints rule nodes out, or how many nodes they leave."""
+    starts_in_ns: int = 0
+    """RESERVED: from the time of the plan, at the latest."""
+    late_ns: int = 0
+    """By how much it will miss its deadline, started now, if it runs as long as it may."""
 
     def text(self) -> str:
         """One sentence for people, ending in what would free the job."""
-        return _SENTENCES[self.code].format(
+        said = _SENTENCES[self.code].format(
             team=self.team,
             model="" if self.gpu_model == ANY_MODEL else f" {self.gpu_model}",
             asked=gpus(self.asked),
@@ -237,7 +249,11 @@ class Reason:
             note=f"; {self.note}" if self.note else "",
             place=self.note or "in the pool",
             on=f" {self.note}" if self.note else "",
+            span=span(self.starts_in_ns),
         )
+        if not self.late_ns:
+            return said
+        return f"{said}; its deadline can no longer be met if it runs as long as it may: {span(self.late_ns)} late"
 
 
 _SENTENCES: dict[ReasonCode, str] = {
@@ -264,6 +280,13 @@ _SENTENCES: dict[ReasonCode, str] = {
     ReasonCode.BUDGET: (
         "team {team} has spent {held} of its {allowed} {unit} {period}; "
         "starts when the period ends at {until} or the budget is raised"
+    ),
+    ReasonCode.RESERVED: (
+        "asks for {asked}{model} GPUs, {free} are free; starts in {span} at the latest, by reservation on {place}"
+    ),
+    ReasonCode.DELAYS: (
+        "there is room, but to start now would delay {first}, which has a reservation; "
+        "starts after that, or sooner with a shorter max_runtime"
     ),
     ReasonCode.BEHIND: "waits behind {first}, which has waited longest and needs the room that is free",
 }
@@ -305,6 +328,14 @@ class Policy:
     """A gang that took more workers a shorter time ago gives none up, but for a reclaim as above; one that started,
     took some or gave some up a shorter time ago takes none."""
     max_admissions: int = 2**31
+    reservations: int = 1
+    """How many waiting jobs that lack only room get a time and nodes at which they start, by the known ends of running
+    jobs (`RunningJobs.ends_ns`), so that only who does not delay them may overtake them: 1 = EASY backfill, UNLIMITED =
+    conservative backfill, 0 = none. Where none can be made, `hold_after_ns` is what keeps a job from starving."""
+    window_ns: int = DAY_NS
+    """How far ahead is reserved."""
+    urgent_ns: int = 3600 * 10**9
+    """A job goes first within its priority when the time left for it to start is shorter, unless it is too late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +353,16 @@ class Snapshot:
     """What teams have used before now, and their budgets; None = nothing, and none."""
     scoring: Scoring | None = None
     """How placements are scored, tables included (`scheduling.packing.scorings`); None = best fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Row `row` of the queue can start at `start_ns` on these nodes (rows of the ledger, one entry per task), by the
+    known ends of running jobs."""
+
+    row: int
+    start_ns: int
+    nodes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,6 +408,8 @@ class Plan:
     moved_devices: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved_gpu_mib: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved_after: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    reserved: tuple[Reservation, ...] = ()
+    """Made in this plan, for this plan, in the order they were made: the next one makes its own."""
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

@@ -18,6 +18,15 @@ from moorage.kernels.lifting import Scratch, scratch_for
 from moorage.kernels.teams import Teams, room
 from moorage.scheduling import growing, words
 from moorage.scheduling.constraints import ANYWHERE
+from moorage.scheduling.layout import (
+    deadlines,
+    first_pass,
+    kinds,
+    out_columns,
+    promises_of,
+    row_columns,
+    with_room,
+)
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import (
     UNLIMITED,
@@ -33,6 +42,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.quota import Quotas
+from moorage.scheduling.reservations import Reservations
 from moorage.scheduling.running import Pieces, RunningJobs
 from moorage.scheduling.sharing import barred, put_off, shares
 from moorage.scheduling.workspace import Kept, Workspace
@@ -56,25 +66,13 @@ def feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Reason | 
     return _Decision.of(snapshot, Policy(), 0, Workspace()).never(0)
 
 
-def first_pass(queue: Queue) -> IntArray:
-    """Rows by (priority, submission, id): the order in which own quota is handed out."""
-    if queue.key is None and len(queue) and not np.any(queue.priority != queue.priority[0]):
-        steps = np.diff(queue.submitted_ns)
-        if np.all((steps > 0) | ((steps == 0) & (np.diff(queue.rank) > 0))):
-            return np.arange(len(queue))
-    if queue.key is None:
-        keys: tuple[IntArray, ...] = (queue.rank, queue.submitted_ns, -queue.priority)
-    else:
-        keys = (queue.rank, queue.submitted_ns, queue.key, -queue.priority)
-    return np.asarray(np.lexsort(keys), np.int64)
-
-
 @dataclass(slots=True)
 class _Decision:
     """One run of the loop, and the words for what it left waiting."""
 
     snapshot: Snapshot
     policy: Policy
+    now_ns: int
     rows: admission.Rows
     teams: Teams
     kept: Kept
@@ -83,18 +81,26 @@ class _Decision:
     running: preemption.Running
     moves: moving.Moves
     stuck: IntArray
+    late_ns: IntArray | None
+    """[R] by how much each row misses its deadline, 0 = it need not; None = nobody has one."""
+    urgent: IntArray | None
+    reserving: Reservations | None
+    """None where nothing is known of the future, or nobody is to reserve."""
     scratch: Scratch | None = None
 
     @classmethod
     def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace) -> _Decision:
-        ledger, queue, running = snapshot.ledger, snapshot.pending, snapshot.running or RunningJobs()
+        ledger, queue = snapshot.ledger, snapshot.pending
+        running = RunningJobs() if snapshot.running is None else snapshot.running
         kept = workspace.open(snapshot)
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
-        rows = _rows(ledger, queue, waiting, now_ns - policy.hold_after_ns, policy)
+        rows = row_columns(ledger, queue, waiting, now_ns, policy)
+        late, urgent = deadlines(queue, now_ns, policy.urgent_ns)
         pieces, teams = running.pieces(), _teams(snapshot, policy, rows)
-        return cls(
+        made = cls(
             snapshot=snapshot,
             policy=policy,
+            now_ns=now_ns,
             rows=rows,
             teams=teams,
             kept=kept,
@@ -103,11 +109,29 @@ class _Decision:
             running=running.columns(pieces, ledger, held, policy),
             moves=running.moves(pieces, policy.moves, ledger, teams),
             stuck=np.full(len(kept.pool.classes.milli), -1, np.int64),
+            late_ns=late,
+            urgent=urgent,
+            reserving=None,
         )
+        if running.ends_ns is not None and policy.reservations > 0:
+            made.rows = rows = rows._replace(kind=kinds(rows))
+            made.reserving = Reservations(
+                pool=made.pool,
+                teams=made.teams,
+                running=made.running,
+                ends=running.ends_ns[pieces.job],
+                rows=rows,
+                policy=policy,
+                now=now_ns,
+                columns=promises_of(len(queue), int(rows.kind.max(initial=0)) + 1),
+            )
+        return made
 
     def run(self) -> Plan:
         queue, policy = self.snapshot.pending, self.policy
-        order, count = first_pass(queue), len(queue)
+        order, count = first_pass(queue, self.urgent), len(queue)
+        reserving = self.reserving
+        promises = promises_of(count, 1) if reserving is None else reserving.columns
         judged = np.zeros(count, np.int64)
         account = self._barred(order)
         without, order, account = order[account >= 0], order[account < 0], account[account >= 0]
@@ -124,8 +148,10 @@ class _Decision:
         )
         rooms = admission.Rooms(*np.zeros((4, len(self.snapshot.ledger.models)), np.int64))
         state = np.zeros(admission.STATE_SIZE, np.int64)
-        state[admission.HELD] = -1
-        out = _columns(count, max(_FIRST_TASKS, 2 * count))
+        state[admission.HELD] = state[admission.OF] = -1
+        state[admission.FIRST] = UNLIMITED
+        state[admission.LEFT] = 0 if reserving is None else policy.reservations
+        out = out_columns(count, max(_FIRST_TASKS, 2 * count))
         _defer(out, state, without, account)
         while True:
             stopped = admission.admit(
@@ -137,6 +163,7 @@ class _Decision:
                 self.stuck,
                 policy.max_admissions,
                 judged,
+                promises,
                 later,
                 rooms,
                 out,
@@ -146,11 +173,15 @@ class _Decision:
                 break
             row = int(state[admission.ROW])
             if stopped == admission.GROW:
-                out = _grown(out, int(state[admission.TASKS] + 1 + self.rows.workers[row]))
+                out = with_room(out, int(state[admission.TASKS] + 1 + self.rows.workers[row]))
+            elif stopped == admission.RESERVE and reserving is not None:
+                reserving.reserve(row, out, state)
             elif stopped == admission.HELP:
-                state[admission.ANSWER] = self._help(
-                    row, first=state[admission.PASS] == 0, out=out, state=state
-                )
+                first = bool(state[admission.PASS] == 0)
+                if state[admission.ANSWER] == admission.MAY_OVERTAKE and reserving is not None:
+                    state[admission.ANSWER] = reserving.overtake(row, first, out, state)
+                else:
+                    state[admission.ANSWER] = self._help(row, first=first, out=out, state=state)
                 state[admission.ANSWERED] = 1
             else:
                 judged[row] = admission.POSSIBLE if self.never(row) is None else admission.NEVER
@@ -228,8 +259,14 @@ class _Decision:
         if len(self.running.order):
             placed = preemption.make_room(asker, self.running, self.pool, self.teams, allowed, left, *columns)
             if placed >= 0:
+                self._another_future()
                 return int(placed)
         return self._move_for(row, columns, int(state[admission.ADMITTED]))
+
+    def _another_future(self) -> None:
+        """Somebody leaves or moves: what was reserved is to be looked at again."""
+        if self.reserving is not None:
+            self.reserving.stale = True
 
     def _move_for(self, row: int, columns: tuple[IntArray, IntArray, IntArray], admitted: int) -> int:
         """The workers placed by moving running jobs aside, or that the row waits."""
@@ -248,6 +285,7 @@ class _Decision:
                 scratch = self.scratch = self.scratch or scratch_for(self.pool)
                 placed = moving.make_places(self.pool, c, count, self.running, self.moves, scratch, *columns)
             if placed:
+                self._another_future()
                 return workers
         if count == 1:
             self.stuck[c] = self.pool.scores.clock[0]
@@ -288,6 +326,7 @@ class _Decision:
         log = self.moves.log[: self.moves.made[0]]
         log = log[~self.running.taken[log[:, 0]]]
         moved = log[:, 0]
+        reserved = () if self.reserving is None else self.reserving.result(out, state)
         leave, shrunk, kept = self.pieces.left(self.running.taken)
         return Plan(
             version=self.snapshot.version,
@@ -311,6 +350,7 @@ class _Decision:
             moved_devices=self.running.mask[self.running.first[moved]],
             moved_gpu_mib=self._held_mib(moved),
             moved_after=log[:, 3].copy(),
+            reserved=reserved,
             words=words.Words(
                 snapshot=self.snapshot,
                 never=self.never,
@@ -321,6 +361,9 @@ class _Decision:
                 on_node=self._free_on_nodes() if len(deferred) else None,
                 task_admission=out.task_admission[:tasks],
                 task_node=out.task_node[:tasks],
+                late_ns=self.late_ns,
+                reserved={one.row: one for one in reserved},
+                now_ns=self.now_ns,
             ),
         )
 
@@ -364,53 +407,3 @@ def _teams(snapshot: Snapshot, policy: Policy, rows: admission.Rows) -> Teams:
 def _past(snapshot: Snapshot, policy: Policy) -> Mapping[str, int]:
     """Milli-GPU that teams held on average, where that counts."""
     return snapshot.accounts.past if snapshot.accounts and policy.half_life_ns else {}
-
-
-def _rows(ledger: Ledger, queue: Queue, at: IntArray, old_before_ns: int, policy: Policy) -> admission.Rows:
-    """`at[C + 1]`: the queue's classes as the decision counts them."""
-    known = np.array([ledger.team_row.get(name, -1) for name in queue.teams], np.int64)
-    columns = np.array([_column(ledger, c.gpu_models) for c in queue.classes] + [0], np.int64)
-    alike = (queue.head < 0) | (queue.workers == 0)  # all tasks of a job are of one class
-    single = (queue.head >= 0) | ((queue.workers == 1) & (queue.min_workers == 1))
-    klass = np.where(queue.head >= 0, queue.head, queue.worker)
-    milli = np.append(queue.milli(), 0)[klass]
-    least = queue.least()
-    helped = milli > 0 if policy.move_for_all else single & (milli >= 2 * WHOLE)
-    helped &= least >= policy.move_least
-    return admission.Rows(
-        team=known[queue.team] if len(queue) else queue.team,
-        head=at[queue.head],
-        worker=at[queue.worker],
-        workers=queue.workers,
-        min_workers=queue.min_workers,
-        least=least,
-        priority=queue.priority,
-        key=np.zeros(len(queue), np.int64) if queue.key is None else queue.key,
-        submitted_ns=queue.submitted_ns,
-        column=np.maximum(columns[queue.head], columns[queue.worker]),
-        alike=np.where(alike & helped, at[klass], -1),
-        old=queue.submitted_ns <= old_before_ns,
-    )
-
-
-def _column(ledger: Ledger, models: tuple[str, ...]) -> int:
-    """The column of the one model asked for; 0 when any or several, or one that nobody has."""
-    return ledger.models.index(models[0]) if len(models) == 1 and models[0] in ledger.models else 0
-
-
-def _columns(rows: int, tasks: int) -> admission.Out:
-    size = {"admitted": rows, "workers": rows, "deferred": rows, "code": rows}
-    columns = {name: np.zeros(size.get(name, tasks), np.int64) for name in admission.Out._fields}
-    columns["figures"] = np.zeros((rows, 4), np.int64)
-    return admission.Out(**columns)
-
-
-def _grown(out: admission.Out, need: int) -> admission.Out:
-    """The same columns with room for at least `need` tasks."""
-    more = max(need, 2 * len(out.task_node)) - len(out.task_node)
-    tasks = {
-        name: np.concatenate((column, np.zeros(more, np.int64)))
-        for name, column in out._asdict().items()
-        if name.startswith("task_")
-    }
-    return out._replace(**tasks)

@@ -54,6 +54,10 @@ class Queue:
     """A queueing policy's index: lower goes first at equal priority; None = in order of submission."""
     rank: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Breaks the last tie: the rank of the job's id."""
+    limit_ns: IntArray | None = None
+    """How long each may run at the most, 0 where it may for ever; None = nobody has a limit."""
+    deadline_ns: IntArray | None = None
+    """When each must have ended, 0 = it need not; None = nobody need."""
 
     def __len__(self) -> int:
         return len(self.team)
@@ -63,7 +67,7 @@ class Queue:
         """The columns of some requests. A worker without any need takes no place, and there are none of it."""
         classes: dict[TaskClass, int] = {}
         teams: dict[str, int] = {}
-        rows = np.zeros((len(requests), 7), np.int64)
+        rows = np.zeros((len(requests), 9), np.int64)
         for i, request in enumerate(requests):
             head, worker = _class(request, request.head, classes), _class(request, request.worker, classes)
             rows[i] = (
@@ -74,11 +78,14 @@ class Queue:
                 0 if worker < 0 else request.min_workers,
                 request.priority,
                 request.submitted_ns,
+                request.max_runtime_ns,
+                request.deadline_ns,
             )
         names = tuple(request.job for request in requests)
         rank = np.empty(len(names), np.int64)
         rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-        team, head_, worker_, workers, least, priority, submitted = (np.ascontiguousarray(c) for c in rows.T)
+        columns = (np.ascontiguousarray(c) for c in rows.T)
+        team, head_, worker_, workers, least, priority, submitted, limit, deadline = columns
         return cls(
             requests=tuple(requests),
             names=names,
@@ -92,6 +99,8 @@ class Queue:
             priority=priority,
             submitted_ns=submitted,
             rank=rank,
+            limit_ns=limit if limit.any() else None,
+            deadline_ns=deadline if deadline.any() else None,
         )
 
     def milli(self) -> IntArray:

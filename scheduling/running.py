@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moorage.kernels import moving, preemption
 from moorage.kernels.teams import Teams
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import IntArray, JobRequest, Policy, Role, Shape
+from moorage.scheduling.model import UNLIMITED, IntArray, JobRequest, Policy, Role, Shape
 from moorage.scheduling.queue import TaskClass
 
 _OPTIONAL = (
@@ -23,6 +23,7 @@ _OPTIONAL = (
     "worker",
     "grown_ns",
     "shrunk_ns",
+    "ends_ns",
     "movable",
 )
 """Columns by job that may be left out."""
@@ -86,6 +87,9 @@ class RunningJobs:
     """Since each last took more workers, held against `Policy.settle_ns`; None = long ago."""
     shrunk_ns: IntArray | None = None
     """The same since it last gave some up."""
+    ends_ns: IntArray | None = None
+    """When each will have ended at the latest, UNLIMITED where nobody knows; who is late counts as ending now. None:
+    nothing is reserved."""
     movable: IntArray | None = None
     """May be moved, stopped and started again elsewhere at once: 1 = to nodes of its GPU model, 2 = to any that its
     class allows, where no quota or limit binds its team; None = nobody."""
@@ -127,6 +131,40 @@ class RunningJobs:
             worker=np.array(workers, np.int64),
             least_tasks=np.array([_least(request) for request in jobs.values()], np.int64),
             fixed=np.array([not request.preemptible for request in jobs.values()], np.int64),
+            lost=none,
+            classes=tuple(classes),
+            first=np.array(first, np.int64),
+            task_node=np.ascontiguousarray(table[:, 0]),
+            task_mask=np.ascontiguousarray(table[:, 1]),
+            task_class=np.ascontiguousarray(table[:, 2]),
+        )
+
+    @classmethod
+    def holding(cls, ledger: Ledger, ends: Mapping[str, int]) -> RunningJobs:
+        """Every lease of the ledger, none of which may be asked to leave. `ends`: by lease, where it is known."""
+        classes: dict[TaskClass, int] = {}
+        rows: list[tuple[int, int, int]] = []
+        first = [0]
+        for lease in ledger.leases.values():
+            for task in lease.tasks:
+                shape = Shape(
+                    milli_gpu=task.milli_gpu, gpu_mib=task.gpu_mib, milli_cpu=task.milli_cpu, mib=task.mib
+                )
+                mask = sum(1 << d for d in task.devices)
+                wanted = classes.setdefault(TaskClass(shape=shape), len(classes))
+                rows.append((ledger.node_row[task.node], mask, wanted))
+            first.append(len(rows))
+        table = np.array(rows, np.int64).reshape(-1, 3)
+        held, none = len(ledger.leases), np.zeros(len(ledger.leases), np.int64)
+        known = (ends.get(name, UNLIMITED) for name in ledger.leases)
+        return cls(
+            leases=tuple(ledger.leases),
+            teams=tuple(ledger.team_names),
+            team=np.array([ledger.team_row[lease.team] for lease in ledger.leases.values()], np.int64),
+            priority=none,
+            key=none,
+            fixed=np.ones(held, np.int64),
+            ends_ns=np.fromiter(known, np.int64, held),
             lost=none,
             classes=tuple(classes),
             first=np.array(first, np.int64),

@@ -7,8 +7,8 @@ the plan was made of; once its ledger has moved on they would no longer be true,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,11 @@ import numpy.typing as npt
 from moorage.kernels import admission
 from moorage.scheduling.columns import of_models, usable
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import ANY_MODEL, IntArray, Reason, ReasonCode, Snapshot
+from moorage.scheduling.model import ANY_MODEL, IntArray, Reason, ReasonCode, Reservation, Snapshot
 from moorage.scheduling.queue import TaskClass
 
 _HOLDERS_SHOWN = 3
+_NODES_SHOWN = 4
 
 
 @dataclass(slots=True)
@@ -39,6 +40,11 @@ class Words:
     task_admission: IntArray
     task_node: IntArray
     """As in the plan."""
+    now_ns: int = 0
+    late_ns: IntArray | None = None
+    """[R] see `planner.deadlines`."""
+    reserved: Mapping[int, Reservation] = field(default_factory=dict)
+    """By row."""
     _said: tuple[Reason, ...] | None = None
     _usable: dict[tuple[int, int], npt.NDArray[np.bool_] | None] = field(default_factory=dict)
 
@@ -48,10 +54,17 @@ class Words:
                 raise RuntimeError("the ledger has moved on: read a plan's reasons before applying it")
             holders, least = _Holders(self), self.snapshot.pending.least()
             impossible: dict[tuple[int, ...], Reason | None] = {}
-            self._said = tuple(
+            said = (
                 self._reason(d, int(row), int(least[row]), holders, impossible)
                 for d, row in enumerate(deferred)
             )
+            if self.late_ns is None:
+                self._said = tuple(said)
+            else:
+                late = self.late_ns[deferred].tolist()
+                self._said = tuple(
+                    replace(one, late_ns=by) if by else one for one, by in zip(said, late, strict=True)
+                )
         return self._said
 
     def _reason(
@@ -85,6 +98,13 @@ class Words:
                 return Reason(
                     code=ReasonCode.BEHIND, team=team, asked=asked, holders=(_name(self.snapshot, at),)
                 )
+            case admission.DELAYS:
+                first = _name(self.snapshot, at) if at >= 0 else ""
+                return Reason(
+                    code=ReasonCode.DELAYS, team=team, asked=asked, holders=(first,) if first else ()
+                )
+            case admission.RESERVED if row in self.reserved:
+                return self._by_reservation(row, team, asked)
             case admission.TEAM_LIMIT:
                 return Reason(
                     code=ReasonCode.TEAM_LIMIT,
@@ -137,6 +157,22 @@ class Words:
             free=free,
             holders=holders.of() if nodes is None else holders.on(nodes),
             note="" if nodes is None else f"on the nodes that it may use ({int(nodes.sum())})",
+        )
+
+    def _by_reservation(self, row: int, team: str, asked: int) -> Reason:
+        found, ledger = self.reserved[row], self.snapshot.ledger
+        models = models_of(self.snapshot, row)
+        columns = [ledger.models.index(m) for m in models if m in ledger.models] if models else [0]
+        names = [ledger.node_names[n] for n in dict.fromkeys(found.nodes)]
+        more = f" and {len(names) - _NODES_SHOWN} more" if len(names) > _NODES_SHOWN else ""
+        return Reason(
+            code=ReasonCode.RESERVED,
+            team=team,
+            gpu_model=model_text(models),
+            asked=asked,
+            free=int(self.free[columns].sum()),
+            note=", ".join(names[:_NODES_SHOWN]) + more,
+            starts_in_ns=max(0, found.start_ns - self.now_ns),
         )
 
     def _nodes(self, row: int) -> npt.NDArray[np.bool_] | None:

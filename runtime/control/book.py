@@ -177,6 +177,7 @@ def request_of(job_id: str, team: str, ask: JobAsk, submitted_ns: int) -> JobReq
         constraints=ask.constraints,
         preemptible=ask.preemptible,
         max_runtime_ns=ask.max_runtime_ns or 0,
+        deadline_ns=submitted_ns + ask.deadline_ns if ask.deadline_ns else 0,
     )
 
 

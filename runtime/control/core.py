@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from moorage.runtime.control.store import Store
 from moorage.scheduling.ledger import LeaseReleased
 from moorage.scheduling.model import DeviceRule, JobRequest, Snapshot
 from moorage.scheduling.queue import Queue
+from moorage.scheduling.running import RunningJobs
 
 
 @dataclass(slots=True)
@@ -89,11 +90,14 @@ class Core:
         if self.stale:
             self.reload()
 
-    def snapshot(self, pending: tuple[JobRequest, ...]) -> Snapshot:
-        """A copy of the pool with these jobs waiting: what the loop plans on, and what is explained."""
+    def snapshot(self, pending: tuple[JobRequest, ...], ends: Mapping[str, int]) -> Snapshot:
+        """A copy of the pool with these jobs waiting: what the loop plans on, and what is explained. `ends`: control
+        time by which each lease will have ended, where that is known."""
+        ledger = self.book.ledger.copy()
         return Snapshot(
-            version=self.book.ledger.version,
-            ledger=self.book.ledger.copy(),
+            version=ledger.version,
+            ledger=ledger,
+            running=RunningJobs.holding(ledger, ends) if ends else None,
             pending=Queue.of(pending),
             device_rule=self.device_rule,
             accounts=self.spending.accounts(),

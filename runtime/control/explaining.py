@@ -24,6 +24,7 @@ from moorage.runtime.control.states import WITH_ATTEMPT
 from moorage.runtime.control.tables import attempts, jobs, leases
 from moorage.scheduling.explain import explain
 from moorage.scheduling.explanation import Explanation
+from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import Policy, Snapshot
 
 MOST_PLANS = 400
@@ -105,9 +106,8 @@ class Explainer:
         wanted = book.pending[asks[0]]
         waiting = book.waiting(now.control_ns)
         paused = book.not_before.get(asks[0], 0) > now.control_ns
-        snapshot = self._core.snapshot((*waiting, wanted) if paused else waiting)
-        ends = known_ends(db)
-        of_lease = {one.lease: ends[one.job] for one in snapshot.ledger.leases.values() if one.job in ends}
+        of_lease = lease_ends(db, book.ledger)
+        snapshot = self._core.snapshot((*waiting, wanted) if paused else waiting, of_lease)
         return _Case(snapshot, snapshot.pending.names.index(wanted.job), of_lease, now, paused)
 
     def _answer(self, case: _Case) -> dict[str, Any] | None:
@@ -157,6 +157,12 @@ def _busy() -> Busy:
         why=f"one is made at a time, and {MOST_WAITING} may wait",
         todo="ask again in a few seconds; `moorage status` shows the reason of every waiting job",
     )
+
+
+def lease_ends(db: Connection, ledger: Ledger) -> dict[str, int]:
+    """Lease -> control time by which its job will have ended, where that is known."""
+    ends = known_ends(db)
+    return {one.lease: ends[one.job] for one in ledger.leases.values() if one.job in ends}
 
 
 def known_ends(db: Connection) -> dict[str, int]:

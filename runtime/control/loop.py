@@ -9,6 +9,7 @@ from moorage.cluster.backend import Backend, BackendUnavailable
 from moorage.runtime.control.applier import apply_plan
 from moorage.runtime.control.core import Core
 from moorage.runtime.control.effects import Effects
+from moorage.runtime.control.explaining import lease_ends
 from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.observing import Observer
 from moorage.scheduling.model import Policy
@@ -64,7 +65,9 @@ class Loop:
             pending = core.book.waiting(now.control_ns)
             if not pending:
                 return
-            snapshot = core.snapshot(pending)
+            with core.store.read() as db:
+                ends = lease_ends(db, core.book.ledger)
+            snapshot = core.snapshot(pending, ends)
         apply_plan(core, snapshot, plan(snapshot, self.policy, now.control_ns, self._workspace))
 
     def start(self) -> None:

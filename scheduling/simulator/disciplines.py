@@ -114,6 +114,8 @@ class Discipline:
     hold_after_ns: int = UNLIMITED
     sharing: bool = False
     """Teams share the pool by weight; else jobs go by the index alone, whosever they are."""
+    reservations: int = 0
+    """The true run times serve as limits, and as many waiting jobs get a reservation (`Policy.reservations`)."""
     shares: bool = False
     """It goes by what each team is guaranteed."""
     half_life_ns: int = 0
@@ -124,6 +126,16 @@ class Discipline:
 
 def by_submission(jobs: Jobs) -> Rank:
     return lambda jobs, waiting, running: Ranks()
+
+
+def by_submission_to_the_end(jobs: Jobs) -> Rank:
+    """Nobody is pushed out, and who runs is shown to the planner with its end."""
+
+    def rank(jobs: Jobs, waiting: IntArray, running: IntArray) -> Ranks:
+        none = np.zeros(len(running), np.int64)
+        return Ranks(running=none, fixed=none + 1, movable=none, preempts=True)
+
+    return rank
 
 
 def shortest_remaining(jobs: Jobs) -> Rank:
@@ -301,6 +313,16 @@ DISCIPLINES: dict[str, Discipline] = {
         text="strictly in order of submission: nobody overtakes", begin=by_submission, hold_after_ns=0
     ),
     "backfill": Discipline(text="in order of submission, whatever fits may overtake", begin=by_submission),
+    "easy-oracle": Discipline(
+        text="backfill that does not delay the first in line (EASY), told the true run times by an oracle",
+        begin=by_submission_to_the_end,
+        reservations=1,
+    ),
+    "conservative-oracle": Discipline(
+        text="backfill that delays nobody in line, of the first 100, told the true run times by an oracle",
+        begin=by_submission_to_the_end,
+        reservations=100,
+    ),
     "srtf-oracle": Discipline(
         text="shortest remaining GPU-time, told by an oracle: a bound to compare with, nothing to run",
         begin=shortest_remaining,

@@ -17,6 +17,7 @@ from moorage.kernels.placing_scores import Scoring
 from moorage.scheduling.accounts import Meter
 from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, LeaseResized, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
+    UNLIMITED,
     DeviceRule,
     IntArray,
     Lease,
@@ -255,7 +256,11 @@ class _Run:
         snapshot = Snapshot(
             version=self.ledger.version,
             ledger=self.ledger,
-            pending=self.jobs.queue(self.waiting, key=ranks.waiting),
+            pending=self.jobs.queue(
+                self.waiting,
+                key=ranks.waiting,
+                limit_ns=self.left_ns[self.waiting] if self.discipline.reservations else None,
+            ),
             running=self._running(running, ranks),
             device_rule=self.rule,
             scoring=self.scoring,
@@ -271,6 +276,8 @@ class _Run:
             least_run_ns=ranks.least_run_ns,
             reclaim_waits=True,
             settle_ns=self.gangs.how.settle_ns if self.gangs else 0,
+            reservations=self.discipline.reservations,
+            window_ns=UNLIMITED,
         )
         decided = plan(snapshot, policy, self.now, self.workspace)
         self.elapsed_s += self.stopwatch() - begun if self.stopwatch else 0.0
@@ -300,6 +307,7 @@ class _Run:
             key=ranks.running if ranks.preempts else none,
             fixed=ranks.fixed if ranks.preempts else all_,
             ran_ns=self.seen.ran_ns(rows),
+            ends_ns=self.seen.started_ns[rows] + self.left_ns[rows] if self.discipline.reservations else None,
             movable=ranks.movable if ranks.preempts else none,
             lost=none,
             classes=self.jobs.classes,

@@ -35,9 +35,17 @@ class Jobs:
         )
         return cls(workload, classes, klass)
 
-    def queue(self, rows: IntArray, *, key: IntArray | None = None, arrival: bool = False) -> Queue:
+    def queue(
+        self,
+        rows: IntArray,
+        *,
+        key: IntArray | None = None,
+        limit_ns: IntArray | None = None,
+        arrival: bool = False,
+    ) -> Queue:
         """The jobs at `rows` as they wait. With `arrival` they came in the order of `rows`, whatever their times."""
         workload, at = self.workload, np.arange(len(rows))
+        deadline = workload.deadline_ns[rows]
         return Queue(
             teams=workload.teams,
             classes=self.classes,
@@ -50,4 +58,6 @@ class Jobs:
             submitted_ns=at if arrival else workload.submit_ns[rows],
             key=key,
             rank=at if arrival else rows,
+            limit_ns=limit_ns,
+            deadline_ns=deadline if deadline.any() else None,
         )
