@@ -195,7 +195,11 @@ def parse_teams(text: str, source: str = "teams.yaml") -> Teams:
 
 def stored_teams(content: Mapping[str, Any]) -> Teams:
     """The tree that `Teams.model_dump()` wrote down: checked when it was read from its file, not again."""
-    teams = {name: Team.model_construct(**fields) for name, fields in content.get("teams", {}).items()}
+    teams = {}
+    for name, fields in content.get("teams", {}).items():
+        budget = fields.get("budget")
+        given = {**fields, "budget": None if budget is None else Budget.model_construct(**budget)}
+        teams[name] = Team.model_construct(**given)
     return Teams.model_construct(teams=teams)
 
 

@@ -174,6 +174,14 @@ def length(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
+def budget(value: dict[str, Any]) -> str:
+    """'10 gpu_hours and 5 dollars a month'."""
+    amounts = [
+        f"{value[unit] / 1000:g} {unit}" for unit in ("gpu_hours", "dollars") if value[unit] is not None
+    ]
+    return f"{' and '.join(amounts)} a {value['per']}"
+
+
 def changed(changes: list[dict[str, Any]]) -> list[str]:
     """The difference of the two files, a line each."""
 
@@ -182,6 +190,8 @@ def changed(changes: list[dict[str, Any]]) -> list[str]:
             return "there" if value else "not there"
         if one["figure"] in ("parent", "weight"):
             return str(value) or "none"
+        if one["figure"] == "budget":
+            return "none" if value is None else budget(value)
         return ("0" if one["figure"] == "quota" else "no bound") if value is None else shared.gpus(value)
 
     lines = []

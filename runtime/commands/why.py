@@ -81,7 +81,8 @@ def _explained(found: dict[str, Any], explanation: dict[str, Any]) -> list[str]:
     lines.append(f"  rule     {reason['code']}")
     for name in ("asked", "held", "allowed", "free"):
         if reason[name]:
-            lines.append(f"  {name:8} {shared.gpus(reason[name])} GPU")
+            unit = reason["unit"] if name in ("held", "allowed") and reason.get("unit") else "GPU"
+            lines.append(f"  {name:8} {shared.gpus(reason[name])} {unit}")
     if reason["holders"]:
         lines.append(f"  held by  {', '.join(reason['holders'])}")
     if explanation["suggestions"]:

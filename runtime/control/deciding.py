@@ -103,6 +103,14 @@ class Told:
         return found
 
 
+def _bounds(reason: Reason) -> dict[str, Any]:
+    """Of a budget in thousandths of its unit, else in milli-GPU."""
+    if reason.unit:
+        spent = {"spent_thousandths": reason.held, "budget_thousandths": reason.allowed}
+        return {"unit": reason.unit, "period": reason.period, **spent}
+    return {"held_milli_gpu": reason.held, "allowed_milli_gpu": reason.allowed}
+
+
 def record_waits(db: Connection, now: Now, news: Iterable[Waiting]) -> None:
     """One event each: the rule, its figures (milli-GPU) and its sentence."""
     for request, reason in news:
@@ -111,8 +119,7 @@ def record_waits(db: Connection, now: Now, news: Iterable[Waiting]) -> None:
             "bound_team": reason.team,
             "gpu_model": reason.gpu_model,
             "asked_milli_gpu": reason.asked,
-            "held_milli_gpu": reason.held,
-            "allowed_milli_gpu": reason.allowed,
+            **_bounds(reason),
             "free_milli_gpu": reason.free,
             "holders": list(reason.holders),
             "sublease": request.job if request.parent else "",

@@ -104,7 +104,7 @@ def what_if(
         "refused": _refused(load, refused),
         "left_out": left_out_json(left_out),
         "left_out_by_code": left_out_counts(left_out),
-        "notes": _notes(before, history, len(load)),
+        "notes": _notes(before, after, history, len(load)),
     }
 
 
@@ -317,19 +317,26 @@ def changes(before: Teams, after: Teams) -> list[dict[str, Any]]:
                 for model in sorted({*was, *will})
                 if was.get(model) != will.get(model)
             ]
-        for name in ("parent", "weight"):
+        for name in ("parent", "weight", "budget"):
             if getattr(old, name) != getattr(new, name):
-                pair = {"before": getattr(old, name), "after": getattr(new, name)}
+                pair = {"before": _plain(getattr(old, name)), "after": _plain(getattr(new, name))}
                 found.append({"team": team, "figure": name, "gpu_model": "", **pair})
     return found
 
 
-def _notes(before: Teams, history: OwnHistory, jobs: int) -> list[str]:
+def _plain(value: Any) -> Any:
+    """As JSON has it: a budget is a mapping."""
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def _notes(before: Teams, after: Teams, history: OwnHistory, jobs: int) -> list[str]:
     found = [
         "on the nodes that the pool has now, each job as long as it ran",
         "jobs that ran or waited before the window, and leases that running jobs grew by, are not replayed",
     ]
     if jobs >= MANY_JOBS:
         found.append(f"{jobs} jobs: decisions are {PERIOD_NS // 10**9} s apart, so waits are that coarse")
+    if any(team.budget for team in (*before.teams.values(), *after.teams.values())):
+        found.append("budgets are not replayed: a team that would be out of budget goes on")
     found += [f"the quotas in force: {one}" for one in before.over_committed(capacity(history.nodes))]
     return found

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from control_world import World, world
 
+from moorage.runtime.commands.why import told
 from moorage.runtime.control import deciding
 from moorage.runtime.control.deciding import AGAIN_NS, Told
+from moorage.runtime.frontdoor.ownapi import why_json
 from moorage.scheduling.model import JobRequest, Reason, ReasonCode
 
 TEAMS = "teams: {ops: {quota: 4, limit: 8}, research: {quota: 2, limit: 2}}"
@@ -72,6 +74,19 @@ def test_a_wait_is_recorded_once_with_its_figures(tmp_path: Path) -> None:
         assert len(recorded(w, "job.waits")) == 2, "after a restart once more"
         w.run(60)
         assert w.states("waits") == ["SUCCEEDED"] and len(recorded(w, "job.waits", "waits")) == 2
+
+
+def test_a_spent_budget_is_recorded_in_its_own_unit(tmp_path: Path) -> None:
+    with world(tmp_path, teams="teams: {ops: {quota: 4, budget: {gpu_hours: 0.001, per: year}}}") as w:
+        w.submit("ops", job="spends", workers=4, seconds="60")
+        w.run(90, step=5)
+        w.submit("ops", job="waits")
+        w.run(2)
+        [said] = recorded(w, "job.waits", "waits")
+        assert (said["rule"], said["unit"], said["budget_thousandths"]) == ("budget", "GPU-hours", 1)
+        assert said["spent_thousandths"] >= 60 and "held_milli_gpu" not in said
+        text = "\n".join(told(why_json(w.service.why(w.caller("ops"), "waits"), [])))
+        assert "allowed  0.001 GPU-hours" in text and "raise the budget" in text
 
 
 def request(name: str) -> JobRequest:

@@ -172,23 +172,27 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_the_stored_tree_is_the_one_that_was_read() -> None:
     tree = parse_teams(
-        "teams: {org: {quota: {gpus: 4, L4: 2.5}, weight: 3}, ops: {parent: org, limit: 1.125, lend: 0, borrow: 1}}"
+        "teams: {org: {quota: {gpus: 4, L4: 2.5}, weight: 3, budget: {dollars: 5, per: week}}, "
+        "ops: {parent: org, limit: 1.125, lend: 0, borrow: 1}}"
     )
     assert stored_teams(json.loads(json.dumps(tree.model_dump()))) == tree
 
 
 def test_differences_between_two_trees() -> None:
     old = teams(a="quota: 2, limit: {gpus: 4, L4: 2}", b="weight: 2", gone="")
-    new = teams(a="quota: 2, limit: 3", b="weight: 1", new="")
+    new = teams(a="quota: 2, limit: 3", b="weight: 1, budget: {gpu_hours: 1.5, dollars: 2}", new="")
     lines = command.changed(changes(old, new))
     assert lines == [
         "a: limit of L4 2 -> no bound",
         "a: limit 4 -> 3",
         "b: weight 2 -> 1",
+        "b: budget none -> 1.5 gpu_hours and 2 dollars a month",
         "gone: team there -> not there",
         "new: team not there -> there",
     ]
     assert command.changed(changes(old, old)) == ["the quotas are the same"]
+    notes = what_if(history(Job("a")), old, teams(a="budget: {dollars: 1}"))["notes"]
+    assert any("budgets are not replayed" in note for note in notes)
 
 
 # -- the command
