@@ -332,7 +332,8 @@ def _plain(value: Any) -> Any:
 def _notes(before: Teams, after: Teams, history: OwnHistory, jobs: int) -> list[str]:
     found = [
         "on the nodes that the pool has now, each job as long as it ran",
-        "jobs that ran or waited before the window, and leases that running jobs grew by, are not replayed",
+        "not replayed: jobs that ran or waited before the window, leases that running jobs grew by, and reservations "
+        "by max_runtime",
     ]
     if jobs >= MANY_JOBS:
         found.append(f"{jobs} jobs: decisions are {PERIOD_NS // 10**9} s apart, so waits are that coarse")
