@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+
+import numpy as np
 
 HOUR_NS = 3600 * 10**9
 _SECOND = 10**9
@@ -30,21 +31,26 @@ class Period(StrEnum):
 
     def around(self, at_ns: int) -> tuple[int, int]:
         """[begin, end) of the period in which `at_ns` (since 1970, UTC) lies. Weeks begin on Monday."""
-        day = datetime.fromtimestamp(at_ns // _SECOND, UTC).replace(hour=0, minute=0, second=0)
+        day = np.datetime64(at_ns // _SECOND, "s").astype("M8[D]")
         match self:
             case Period.DAY:
-                begin, end = day, day + timedelta(days=1)
+                begin, end = day, day + 1
             case Period.WEEK:
-                begin = day - timedelta(days=day.weekday())
-                end = begin + timedelta(days=7)
+                begin = day - (day.astype(np.int64) + 3) % 7  # 1970 began on a Thursday
+                end = begin + 7
             case Period.YEAR:
-                begin, end = day.replace(month=1, day=1), day.replace(year=day.year + 1, month=1, day=1)
+                begin = day.astype("M8[Y]")
+                end = begin + 1
             case _:
                 months = 3 if self is Period.QUARTER else 1
-                first = (day.month - 1) // months * months + 1
-                begin = day.replace(month=first, day=1)
-                end = (begin + timedelta(days=32 * months - 2 * (months - 1))).replace(day=1)
-        return int(begin.timestamp()) * _SECOND, int(end.timestamp()) * _SECOND
+                month = day.astype("M8[M]")
+                begin = month - month.astype(np.int64) % months
+                end = begin + months
+        return _ns(begin), _ns(end)
+
+
+def _ns(moment: np.datetime64) -> int:
+    return int(moment.astype("M8[s]").astype(np.int64)) * _SECOND
 
 
 class Unit(StrEnum):

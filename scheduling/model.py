@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -243,7 +242,7 @@ class Reason:
             free=gpus(self.free),
             unit=self.unit,
             period="today" if self.period == "day" else f"this {self.period}",
-            until=f"{datetime.fromtimestamp(self.until_ns // 10**9, UTC):%Y-%m-%d %H:%M} UTC",
+            until=f"{np.datetime64(self.until_ns // 10**9, 's').astype('M8[m]')} UTC".replace("T", " ", 1),
             first=self.holders[0] if self.holders else "a running job",
             holders=", ".join(self.holders) or "other jobs",
             note=f"; {self.note}" if self.note else "",
