@@ -12,9 +12,21 @@ from moorage.errors import InvalidRequest
 from moorage.runtime.history.runs import Report
 
 FORMATS = ("svg", "png")
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's: apart for the colour-blind too."""
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+    "#882255",
+    "#999933",
+)
+"""Okabe and Ito's, and two of Tol's: apart for the colour-blind too."""
 _TEAMS_SHOWN = 20
+_BESIDE = 3
+"""Policies that the legend has room for beside a title."""
 _CLOSE_UP = 75
 """Percent of demand from which policies differ."""
 
@@ -66,7 +78,11 @@ def _policies(report: Report) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _legend(axes: Any) -> None:
-    """Beside the title, so that it covers no figure."""
+    """Beside the title, so that it covers no figure; below it all when there are many."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > _BESIDE:
+        axes.figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3, fontsize=8)
+        return
     axes.legend(
         frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.1, fontsize=8
     )
@@ -182,8 +198,9 @@ def _fairness(axes: Any, report: Report) -> bool:
         _legend(axes)
     axes.set_ylabel(f"mean JCT / that under {base[0]}" if compared else "mean JCT (hours)")
     axes.set_yscale("log")
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    # of the steps between powers of ten some, or their numbers run into each other
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     labels = [f"{team}\n{100 * share[team]:.0f}%" for team in teams]
     axes.set_xticks(range(len(teams)), labels, fontsize=6)
     axes.set_xlabel("team, and its share of the GPU time")
