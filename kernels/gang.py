@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
+from moorage.kernels.domains import bound, count, holds, seek, smallest
 from moorage.kernels.jit import inner, outer
-from moorage.kernels.placing import Scores, find, take
-from moorage.kernels.placing_scores import Classes, Nodes, Scoring
+from moorage.kernels.placing import find, take
+from moorage.kernels.placing_scores import Classes, Nodes
+from moorage.kernels.pool import PREFERRED, REQUIRED, Pool
+
+__all__ = ["Pool", "fits_within", "models_with", "place_within", "undo"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -17,17 +19,6 @@ UNLIMITED = 2**62
 _WHOLE = 1000
 _MANY = 8
 """A gang of more is first refused by a count, where that can be, without placing and undoing it."""
-
-
-class Pool(NamedTuple):
-    """What tasks are placed on, with what, and how."""
-
-    nodes: Nodes
-    classes: Classes
-    scores: Scores
-    scoring: Scoring
-    raylet: bool
-    """Ray's raylet picks the device; else the planner."""
 
 
 @inner
@@ -85,7 +76,7 @@ def place_within(
     Returns how many workers were placed; -1 when the head or `least` workers do not fit, and then nothing changed:
     a gang holds all of its minimum or nothing. A gang without a head starts with one worker at least.
     """
-    nodes, classes, scores = pool.nodes, pool.classes, pool.scores
+    nodes, classes = pool.nodes, pool.classes
     heads = 1 if head >= 0 else 0
     head_milli = classes.milli[head] if head >= 0 else np.int64(0)
     worker_milli = classes.milli[worker] if worker >= 0 else np.int64(0)
@@ -104,8 +95,28 @@ def place_within(
     if counting:
         for m in range(len(room)):
             left[m] = room[m]
+    gang = (head, worker, heads, heads + workers, counting, models)
+    if bound(pool.limits, head, worker):
+        placed = _place_bound(pool, gang, heads + least, left, node, mask, mem)
+        for t in range(heads, placed):
+            count(pool.limits, worker, node[t], -1)
+    else:
+        placed = _place_freely(pool, gang, left, node, mask, mem)
+    if placed >= heads + least:
+        return placed - heads
+    undo(pool, head, worker, placed - heads, node, mask)
+    return -1
+
+
+@inner
+def _place_freely(
+    pool: Pool, gang: tuple[int, int, int, int, bool, int], left: I64, node: I64, mask: I64, mem: I64
+) -> int:
+    """Place the tasks one by one where each scores best; how many there was room for."""
+    nodes, classes, scores = pool.nodes, pool.classes, pool.scores
+    head, worker, heads, total, counting, models = gang
     placed = 0
-    while placed < heads + workers:
+    while placed < total:
         c = head if placed < heads else worker
         if counting:
             models = models_with(left, classes.milli[c])
@@ -117,10 +128,141 @@ def place_within(
         if counting:
             left[nodes.model[n]] -= classes.milli[c]
         placed += 1
-    if placed >= heads + least:
-        return placed - heads
-    undo(pool, head, worker, placed - heads, node, mask)
-    return -1
+    return placed
+
+
+@inner
+def _place_in(
+    pool: Pool,
+    gang: tuple[int, int, int, int, bool, int],
+    placed: int,
+    where: tuple[int, int, int, int, int],
+    left: I64,
+    node: I64,
+    mask: I64,
+    mem: I64,
+) -> int:
+    """`_place_freely` from task `placed` on, on some nodes (see `domains.seek`), under all limits."""
+    nodes, classes = pool.nodes, pool.classes
+    head, worker, heads, total, counting, models = gang
+    row, low, high, key, domain = where
+    while placed < total:
+        c = head if placed < heads else worker
+        if counting:
+            models = models_with(left, classes.milli[c])
+        n, devices = seek(pool, c, models, placed >= heads, row, low, high, key, domain)
+        if n < 0:
+            break
+        node[placed], mask[placed] = n, devices
+        mem[placed] = take(nodes, classes, pool.scores, c, n, devices, -1)
+        if counting:
+            left[nodes.model[n]] -= classes.milli[c]
+        if placed >= heads:
+            count(pool.limits, c, n, 1)
+        placed += 1
+    return placed
+
+
+@inner
+def _place_near(
+    pool: Pool,
+    gang: tuple[int, int, int, int, bool, int],
+    required: int,
+    domain: int,
+    left: I64,
+    node: I64,
+    mask: I64,
+    mem: I64,
+) -> int:
+    """Place the gang in one domain of a key (-1 = anywhere), and in few domains of the key it prefers, if it does.
+
+    The first domain is the smallest with room for all; where there is none, the largest are taken in turn, and last
+    the smallest that holds the rest.
+    """
+    limits = pool.limits
+    head, worker, heads, total = gang[0], gang[1], gang[2], gang[3]
+    c = worker if total > heads else head
+    every = len(limits.domains)
+    row = required if required >= 0 else every
+    low = limits.start[required, domain] if required >= 0 else 0
+    high = limits.start[required, domain + 1] if required >= 0 else len(limits.watts)
+    placed, near = 0, limits.rules[c, PREFERRED]
+    if near >= 0:
+        hold, tried, domains = limits.hold[1], limits.tried[1], limits.domains[near]
+        hold[:domains] = 0
+        tried[:domains] = False
+        for i in range(low, high):
+            n = limits.member[row, i]
+            if limits.domain[near, n] >= 0:
+                hold[limits.domain[near, n]] += holds(pool, c, n)
+        while placed < total:
+            d = smallest(hold, tried, domains, total - max(placed, heads), 1)
+            if d < 0:
+                break
+            tried[d] = True
+            where = (near, limits.start[near, d], limits.start[near, d + 1], required, domain)
+            placed = _place_in(pool, gang, placed, where, left, node, mask, mem)
+    if placed < total:
+        placed = _place_in(pool, gang, placed, (row, low, high, -1, -1), left, node, mask, mem)
+    return placed
+
+
+@inner
+def _place_bound(
+    pool: Pool,
+    gang: tuple[int, int, int, int, bool, int],
+    least: int,
+    left: I64,
+    node: I64,
+    mask: I64,
+    mem: I64,
+) -> int:
+    """Place a gang under all limits; how many tasks stand (fewer than `least`: it does not fit). Its workers stay
+    counted for spread.
+
+    Where one domain must hold the gang, domains are tried from the one with the least room that has enough for all,
+    then from the one with most; the first that takes all wins, else the one that took most.
+    """
+    limits = pool.limits
+    head, worker, heads, total = gang[0], gang[1], gang[2], gang[3]
+    c = worker if total > heads else head
+    required = limits.rules[c, REQUIRED]
+    if required < 0:
+        return _place_near(pool, gang, -1, -1, left, node, mask, mem)
+    hold, tried, domains = limits.hold[0], limits.tried[0], limits.domains[required]
+    workers = max(1, total - heads)
+    for d in range(domains):
+        hold[d], tried[d] = 0, False
+        for i in range(limits.start[required, d], limits.start[required, d + 1]):
+            hold[d] += holds(pool, c, limits.member[required, i])
+    best, most = -1, least - 1
+    while True:
+        d = smallest(hold, tried, domains, workers, max(0, most + 1 - heads))
+        if d < 0:
+            break
+        tried[d] = True
+        placed = _place_near(pool, gang, required, d, left, node, mask, mem)
+        if placed == total:
+            return placed
+        if placed > most:
+            best, most = d, placed
+        _take_back(pool, gang, placed, left, node, mask)
+    return _place_near(pool, gang, required, best, left, node, mask, mem) if best >= 0 else 0
+
+
+@inner
+def _take_back(
+    pool: Pool, gang: tuple[int, int, int, int, bool, int], placed: int, left: I64, node: I64, mask: I64
+) -> None:
+    """As if the first `placed` tasks had not been placed."""
+    head, worker, heads, _, counting, _ = gang
+    for t in range(placed - 1, -1, -1):
+        c = head if t < heads else worker
+        if t >= heads:
+            count(pool.limits, c, node[t], -1)
+        if counting:
+            left[pool.nodes.model[node[t]]] += pool.classes.milli[c]
+        take(pool.nodes, pool.classes, pool.scores, c, node[t], mask[t], 1)
 
 
 @inner

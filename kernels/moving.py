@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.gang import Pool
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.lifting import TIE_MASK, Scratch, cost_on_lifted, least_key, least_key_away, lift
 from moorage.kernels.placing import find, find_among, take
 from moorage.kernels.placing_scores import FAR, FREE, TIE_BITS
+from moorage.kernels.pool import Pool
 from moorage.kernels.preemption import Running
 
 I64 = npt.NDArray[np.int64]

@@ -331,7 +331,7 @@ def _restage(scores: Scores, scoring: Scoring) -> None:
 
 
 @outer
-def _devices(classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int, raylet: bool) -> int:
+def devices_for(classes: Classes, scores: Scores, scoring: Scoring, c: int, n: int, raylet: bool) -> int:
     """Mask of the devices a task of class `c`, known to fit on node `n`, takes there."""
     milli = classes.milli[c]
     if milli >= WHOLE:
@@ -386,11 +386,20 @@ def find(
             best = key
     if best != FAR:
         n = scores.by_tie[best & _TIE_MASK]
-        return int(n), _devices(classes, scores, scoring, c, n, raylet)
+        return int(n), devices_for(classes, scores, scoring, c, n, raylet)
     if least == FAR and (not raylet or classes.milli[c] == 0 or classes.milli[c] >= WHOLE):
         # Taking never makes room for it; under the raylet's rule it may, by moving the device it would use.
         scores.seen[c, 1] = scores.clock[0]
     return -1, 0
+
+
+@outer
+def fresh(classes: Classes, scores: Scores, scoring: Scoring, c: int, raylet: bool) -> None:
+    """Make the keys of class `c` those of the pool as it is now."""
+    if len(scoring.stages) > 0:
+        _restage(scores, scoring)
+    if scores.seen[c, 0] != scores.clock[0]:
+        _refresh(classes, scores, scoring, c, raylet)
 
 
 @outer
@@ -405,10 +414,7 @@ def find_among(
     among: Bool,
 ) -> tuple[int, int]:
     """`find` over the nodes marked in `among` only: O(N)."""
-    if len(scoring.stages) > 0:
-        _restage(scores, scoring)
-    if scores.seen[c, 0] != scores.clock[0]:
-        _refresh(classes, scores, scoring, c, raylet)
+    fresh(classes, scores, scoring, c, raylet)
     best = FAR
     for n in range(len(among)):
         if among[n]:
@@ -418,7 +424,7 @@ def find_among(
     if best == FAR:
         return -1, 0
     n = scores.by_tie[best & _TIE_MASK]
-    return int(n), _devices(classes, scores, scoring, c, n, raylet)
+    return int(n), devices_for(classes, scores, scoring, c, n, raylet)
 
 
 @outer

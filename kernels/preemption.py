@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.gang import Pool, place_within, undo
+from moorage.kernels.domains import within_cap
+from moorage.kernels.gang import place_within, undo
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.placing import take
-from moorage.kernels.placing_scores import Nodes
+from moorage.kernels.pool import Pool
 from moorage.kernels.teams import Teams, charge, hold, room
 
 I64 = npt.NDArray[np.int64]
@@ -137,8 +138,9 @@ def _fits_back(running: Running, v: int, pool: Pool) -> bool:
 
 
 @inner
-def _sound(running: Running, v: int, nodes: Nodes) -> bool:
-    """After a job was put back: nothing it touches is over-full."""
+def _sound(running: Running, v: int, pool: Pool) -> bool:
+    """After a job was put back: nothing it touches is over-full, and no power cap is exceeded around it."""
+    nodes = pool.nodes
     for t in range(running.first[v], running.first[v + 1]):
         n = running.node[t]
         if nodes.cpu_free[n] < 0 or nodes.mib_free[n] < 0:
@@ -146,6 +148,8 @@ def _sound(running: Running, v: int, nodes: Nodes) -> bool:
         for d in range(nodes.milli_free.shape[1]):
             if running.mask[t] >> d & 1 and (nodes.milli_free[n, d] < 0 or nodes.mem_free[n, d] < 0):
                 return False
+        if not within_cap(pool, n):
+            return False
     return True
 
 
@@ -159,7 +163,7 @@ def _return(running: Running, v: int, pool: Pool, teams: Teams, within: I64) -> 
     if least < running.milli[v] or not _fits_back(running, v, pool):
         return False
     move(running, v, -1, pool, teams)
-    if _sound(running, v, pool.nodes):
+    if _sound(running, v, pool):
         return True
     move(running, v, 1, pool, teams)
     return False

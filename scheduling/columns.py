@@ -46,7 +46,12 @@ def idle_columns(ledger: Ledger) -> Nodes:
 
 def usable(ledger: Ledger, c: TaskClass) -> npt.NDArray[np.bool_]:
     """[N] the nodes that are up and that a class may run on, whatever is free there."""
-    return of_models(ledger, c) & (ledger.may_run(c.constraints) > 0)
+    return of_models(ledger, c) & (ledger.may_run(c.constraints) > c.strict)
+
+
+def last_resort(ledger: Ledger, c: TaskClass) -> bool:
+    """Whether some nodes are for such a class only where no other will do."""
+    return bool(np.any(of_models(ledger, c) & (ledger.may_run(c.constraints) == 1)))
 
 
 def of_models(ledger: Ledger, c: TaskClass) -> npt.NDArray[np.bool_]:
@@ -58,11 +63,12 @@ def of_models(ledger: Ledger, c: TaskClass) -> npt.NDArray[np.bool_]:
 def class_columns(ledger: Ledger, classes: tuple[TaskClass, ...]) -> Classes:
     """The task classes against this pool: on which nodes each may run."""
     allowed = np.empty((len(classes), len(ledger.up)), np.bool_)
-    found: dict[tuple[tuple[str, ...], Constraints], npt.NDArray[np.bool_]] = {}
+    found: dict[tuple[tuple[str, ...], Constraints, bool], npt.NDArray[np.bool_]] = {}
     for i, c in enumerate(classes):
-        if (c.gpu_models, c.constraints) not in found:
-            found[c.gpu_models, c.constraints] = usable(ledger, c)
-        allowed[i] = found[c.gpu_models, c.constraints]
+        same = c.gpu_models, c.constraints, c.strict
+        if same not in found:
+            found[same] = usable(ledger, c)
+        allowed[i] = found[same]
     shapes = np.array(
         [(c.shape.milli_gpu, c.shape.gpu_mib, c.shape.milli_cpu, c.shape.mib) for c in classes], np.int64
     ).reshape(-1, 4)

@@ -129,6 +129,22 @@ class Constraints:
     """Empty = any."""
     spot: bool = False
     """May run on spot nodes too."""
+    required: str = ""
+    """A level of the topology (a label's key): the whole gang within one domain of it."""
+    preferred: str = ""
+    """A level of the topology: the gang in as few domains of it as there is room for it in."""
+    spread: int = 0
+    """At most so many workers of the gang on one node, or in one domain of `spread_by`; 0 = any number."""
+    spread_by: str = ""
+
+    def __post_init__(self) -> None:
+        if self.spread < 0 or (self.spread_by and not self.spread):
+            raise ValueError(f"spread must say at most how many, got {self.spread} by {self.spread_by!r}")
+
+    @property
+    def near(self) -> bool:
+        """Whether it says where its tasks are to each other."""
+        return bool(self.required or self.preferred or self.spread)
 
     def excluded(self, traits: Traits) -> str:
         """Which constraint keeps the job off such a node, as `words` names them; "" when none does."""
@@ -159,3 +175,17 @@ class Constraints:
 
 
 ANYWHERE = Constraints()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """Power caps over the domains of one level: what the devices in use there are rated for may not exceed them."""
+
+    level: str = "rack"
+    watts: tuple[tuple[str, int], ...] = ()
+    """W of one device by GPU model, `*` for models not named; a node's own figure goes before it."""
+    caps: tuple[tuple[str, int], ...] = ()
+    """W by domain, `*` for those not named. Empty = no caps."""
+
+
+NO_POWER = Power()

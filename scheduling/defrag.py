@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from moorage.kernels import defrag, placing_scores
-from moorage.kernels.gang import Pool
 from moorage.kernels.lifting import scratch_for
 from moorage.kernels.placing import fresh_scores
 from moorage.kernels.placing_scores import Scoring
+from moorage.kernels.pool import Pool, unlimited
 from moorage.scheduling.columns import class_columns, node_columns
-from moorage.scheduling.model import UNLIMITED, WHOLE, DeviceRule, Snapshot, unmask
+from moorage.scheduling.model import UNLIMITED, WHOLE, DeviceRule, Policy, Snapshot, unmask
 from moorage.scheduling.packing import scorings
 from moorage.scheduling.packing.named import scoring
 from moorage.scheduling.packing.values import SCALE
@@ -54,7 +54,7 @@ class Move:
     """Milli-GPU made usable, by the estimate."""
 
 
-def defragment(snapshot: Snapshot, budget: Budget) -> tuple[Move, ...]:
+def defragment(snapshot: Snapshot, budget: Budget, policy: Policy | None = None) -> tuple[Move, ...]:
     """The moves in the order in which they are to be carried out, one by one: each fits when those before it are done,
     and its new place is free before the old one is given up.
 
@@ -67,13 +67,18 @@ def defragment(snapshot: Snapshot, budget: Budget) -> tuple[Move, ...]:
     may = np.where(alone, running.may_move(ledger, Quotas.of(ledger).columns()), 0)
     if running.ran_ns is not None:
         may = np.where(running.ran_ns < budget.least_run_ns, 0, may)
+    if policy is not None and policy.power.caps:  # a move is a start elsewhere, and no cap is looked at here
+        return ()
+    bound = np.array([c.constraints.near for c in running.classes], np.bool_)
+    may = np.where(bound[running.task_class[running.first[:-1]]], 0, may) if len(may) else may
     rows = np.flatnonzero(may)
     rule = _scoring(snapshot, running)
     if not len(rows) or rule.kind != placing_scores.POTENTIAL:
         return ()
     nodes, classes = node_columns(ledger), class_columns(ledger, running.classes)
     raylet = snapshot.device_rule is DeviceRule.RAYLET
-    pool = Pool(nodes, classes, fresh_scores(nodes, classes, rule), rule, raylet)
+    limits = unlimited(len(ledger.up), len(running.classes))
+    pool = Pool(nodes, classes, fresh_scores(nodes, classes, rule), rule, raylet, limits)
     task = running.first[rows]
     tasks = defrag.Tasks(
         klass=running.task_class[task],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from moorage.scheduling.constraints import ANYWHERE, NO_TRAITS, Constraints, Traits
+from moorage.scheduling.constraints import ANYWHERE, NO_POWER, NO_TRAITS, Constraints, Power, Traits
 from moorage.scheduling.spans import span
 
 if TYPE_CHECKING:
@@ -200,6 +200,9 @@ class ReasonCode(StrEnum):
     TEAM_UNKNOWN = "team-unknown"
     POOL_FULL = "pool-full"
     FRAGMENTED = "fragmented"
+    TOPOLOGY = "topology"
+    SPREAD = "spread"
+    POWER_CAP = "power-cap"
     NO_DEVICE = "no-device"
     BEHIND = "behind"
     BUDGET = "budget"
@@ -225,7 +228,9 @@ class Reason:
     until_ns: int = 0
     """When the budget's period ends."""
     note: str = ""
-    """What the figures do not say: which constraints rule nodes out, or how many nodes they leave."""
+    """What the figures do not say: which constraints rule nodes out, or what the limit that binds says."""
+    place: str = ""
+    """Where `free` was counted, if not in the whole pool."""
     starts_in_ns: int = 0
     """RESERVED: from the time of the plan, at the latest."""
     late_ns: int = 0
@@ -246,8 +251,9 @@ class Reason:
             first=self.holders[0] if self.holders else "a running job",
             holders=", ".join(self.holders) or "other jobs",
             note=f"; {self.note}" if self.note else "",
-            place=self.note or "in the pool",
-            on=f" {self.note}" if self.note else "",
+            limit=self.note,
+            place=self.place or "in the pool",
+            on=f" {self.place}" if self.place else "",
             span=span(self.starts_in_ns),
         )
         if not self.late_ns:
@@ -271,6 +277,18 @@ _SENTENCES: dict[ReasonCode, str] = {
     ReasonCode.FRAGMENTED: (
         "asks for {asked}{model} GPUs; {free} are free{on} but not together as its tasks need them "
         "(device share, device memory, CPU or memory per node); starts when {holders} ends"
+    ),
+    ReasonCode.TOPOLOGY: (
+        "asks for {asked}{model} GPUs within one {limit}; {free} are free {place}, but in no {limit} is there room for "
+        "the whole gang; starts when {holders} ends"
+    ),
+    ReasonCode.SPREAD: (
+        "asks for {asked}{model} GPUs with at most {limit}; {free} are free {place}, but not so far apart; starts when "
+        "{holders} ends"
+    ),
+    ReasonCode.POWER_CAP: (
+        "asks for {asked}{model} GPUs; {free} are free {place}, but more in use would exceed a power cap: {limit}; "
+        "starts when {holders} ends, or when a cap is raised"
     ),
     ReasonCode.NO_DEVICE: (
         "the nodes that are up could not hold its tasks even idle ({asked}{model} GPUs asked{note}); "
@@ -335,6 +353,9 @@ class Policy:
     """How far ahead is reserved."""
     urgent_ns: int = 3600 * 10**9
     """A job goes first within its priority when the time left for it to start is shorter, unless it is too late."""
+    topology: tuple[str, ...] = ()
+    """Levels of the topology, from the outermost: labels whose values together name a domain (region, zone, rack)."""
+    power: Power = NO_POWER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

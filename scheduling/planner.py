@@ -6,7 +6,7 @@ columns are laid out; the loop over them is `kernels.admission`, the placing of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from moorage.kernels.gang import Pool, fits_within
 from moorage.kernels.keeping import free_by_model
 from moorage.kernels.lifting import Scratch, scratch_for
 from moorage.kernels.teams import Teams, room
-from moorage.scheduling import growing, words
+from moorage.scheduling import bound, domains, growing, words
 from moorage.scheduling.constraints import ANYWHERE
 from moorage.scheduling.layout import (
     deadlines,
@@ -59,11 +59,13 @@ def plan(snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace |
     return _Decision.of(snapshot, policy, now_ns, workspace or Workspace()).run()
 
 
-def feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Reason | None:
+def feasible(
+    ledger: Ledger, request: JobRequest, rule: DeviceRule, policy: Policy | None = None
+) -> Reason | None:
     """None when an otherwise idle pool could start the job's minimum; else the rule that never will."""
     queue = Queue.of((request,))
     snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=queue, device_rule=rule)
-    return _Decision.of(snapshot, Policy(), 0, Workspace()).never(0)
+    return _Decision.of(snapshot, policy or Policy(), 0, Workspace()).never(0)
 
 
 @dataclass(slots=True)
@@ -92,11 +94,13 @@ class _Decision:
     def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace) -> _Decision:
         ledger, queue = snapshot.ledger, snapshot.pending
         running = RunningJobs() if snapshot.running is None else snapshot.running
-        kept = workspace.open(snapshot)
+        kept = workspace.open(snapshot, policy)
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
         rows = row_columns(ledger, queue, waiting, now_ns, policy)
         late, urgent = deadlines(queue, now_ns, policy.urgent_ns)
         pieces, teams = running.pieces(), _teams(snapshot, policy, rows)
+        moves = running.moves(pieces, policy.moves, ledger, teams)
+        domains.keep_in_place(kept.pool.limits, moves.may, pieces.first, held[running.task_class])
         made = cls(
             snapshot=snapshot,
             policy=policy,
@@ -107,7 +111,7 @@ class _Decision:
             pool=kept.pool,
             pieces=pieces,
             running=running.columns(pieces, ledger, held, policy),
-            moves=running.moves(pieces, policy.moves, ledger, teams),
+            moves=moves,
             stuck=np.full(len(kept.pool.classes.milli), -1, np.int64),
             late_ns=late,
             urgent=urgent,
@@ -209,6 +213,7 @@ class _Decision:
             self.teams = self.teams._replace(shares=shares(self.teams, ledger, _past(self.snapshot, policy)))
         lacks.teams[barred(ledger, self.snapshot.accounts) >= 0] = True
         klass = self.kept.rows(ledger, running.classes)[running.workers()]
+        gangs = gangs[~domains.bound(self.pool.limits, klass[gangs])]
         team = self.running.team[self.pieces.rank == 0]
         return growing.grow(gangs, running, team, klass, self.pool, self.teams, lacks)
 
@@ -271,7 +276,7 @@ class _Decision:
     def _move_for(self, row: int, columns: tuple[IntArray, IntArray, IntArray], admitted: int) -> int:
         """The workers placed by moving running jobs aside, or that the row waits."""
         c, team = int(self.rows.alike[row]), int(self.rows.team[row])
-        if c < 0 or not self.moves.budget[0]:
+        if c < 0 or not self.moves.budget[0] or domains.bound(self.pool.limits, np.array([c])).any():
             return admission.WAITS
         allowed = np.zeros(self.teams.own.shape[1], np.int64)
         room(self.teams, team, allowed)
@@ -305,7 +310,9 @@ class _Decision:
         model = words.model_text(words.models_of(self.snapshot, row))
         if not self._fits_idle(row, np.full(len(ledger.models), UNLIMITED, np.int64)):
             ruled_out = words.ruled_out(ledger, [queue.classes[c] for c in (head, worker) if c >= 0])
-            return Reason(code=ReasonCode.NO_DEVICE, gpu_model=model, note=ruled_out, **about)
+            code, limit = self._limit(row, self.kept.idle(ledger))
+            note = "; ".join(filter(None, (ruled_out, words.too_much(code, limit))))
+            return Reason(code=ReasonCode.NO_DEVICE, gpu_model=model, note=note, **about)
         here = (
             np.unique(ledger.model[ledger.up & (ledger.devices > 0)]) if column == 0 else np.array([column])
         )
@@ -313,10 +320,30 @@ class _Decision:
         return Reason(code=ReasonCode.TEAM_LIMIT, gpu_model=model, allowed=allowed, **about)
 
     def _fits_idle(self, row: int, within: IntArray) -> bool:
+        return self._fits(row, within, self.kept.idle(self.snapshot.ledger))
+
+    def _fits(self, row: int, within: IntArray, pool: Pool) -> bool:
         rows, least = self.rows, int(self.rows.min_workers[row])
         columns = (np.zeros(1 + least, np.int64) for _ in range(3))
-        idle, head, worker = self.kept.idle(self.snapshot.ledger), int(rows.head[row]), int(rows.worker[row])
-        return bool(fits_within(idle, head, worker, least, within, within.copy(), *columns))
+        head, worker = int(rows.head[row]), int(rows.worker[row])
+        return bool(fits_within(pool, head, worker, least, within, within.copy(), *columns))
+
+    def _limit(self, row: int, pool: Pool) -> tuple[ReasonCode | None, str]:
+        """The limit beyond a single node without which a row would fit into the pool, and what it says."""
+        queue, ledger = self.snapshot.pending, self.snapshot.ledger
+        at = queue.worker if queue.worker[row] >= 0 else queue.head
+        rows = self.rows.worker if queue.worker[row] >= 0 else self.rows.head
+        unbounded = np.full(len(ledger.models), UNLIMITED, np.int64)
+        code = bound.binds(pool, int(rows[row]), lambda other: self._fits(row, unbounded, other))
+        wanted = queue.classes[int(at[row])].constraints
+        return code, bound.describe(code, wanted, ledger, self.policy, pool.nodes)
+
+    def _limits(self) -> Callable[[int], tuple[ReasonCode | None, str]] | None:
+        """`_limit` in the pool as this decision leaves it."""
+        if not self.pool.limits.on:
+            return None
+        left = bound.set_aside(self.pool)
+        return lambda row: self._limit(row, left)
 
     def _plan(self, out: admission.Out, state: IntArray, grown: growing.Grown | None) -> Plan:
         admitted, tasks = int(state[admission.ADMITTED]), int(state[admission.TASKS])
@@ -364,6 +391,7 @@ class _Decision:
                 late_ns=self.late_ns,
                 reserved={one.row: one for one in reserved},
                 now_ns=self.now_ns,
+                limit=self._limits() if len(deferred) else None,
             ),
         )
 

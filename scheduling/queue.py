@@ -23,6 +23,8 @@ class TaskClass:
     gpu_models: tuple[str, ...] = ()
     """Allowed GPU models; empty = any."""
     constraints: Constraints = ANYWHERE
+    strict: bool = False
+    """Without the nodes that are only a last resort."""
 
     @classmethod
     def of(cls, request: JobRequest, shape: Shape) -> TaskClass:

@@ -258,7 +258,8 @@ class Reservations:
             if promise.start < rows.ends[row]:
                 used[promise.node] = True
         nodes, classes = copied(pool.nodes), pool.classes._replace(allowed=pool.classes.allowed & ~used)
-        apart = Pool(nodes, classes, fresh_scores(nodes, classes, pool.scoring), pool.scoring, pool.raylet)
+        scores = fresh_scores(nodes, classes, pool.scoring)
+        apart = pool._replace(nodes=nodes, classes=classes, scores=scores)
         head, worker, least = int(rows.head[row]), int(rows.worker[row]), int(rows.min_workers[row])
         workers = int(rows.workers[row])
         placed = int(place_within(apart, head, worker, workers, least, within, within.copy(), *columns))

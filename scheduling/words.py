@@ -45,6 +45,8 @@ class Words:
     """[R] see `planner.deadlines`."""
     reserved: Mapping[int, Reservation] = field(default_factory=dict)
     """By row."""
+    limit: Callable[[int], tuple[ReasonCode | None, str]] | None = None
+    """Which limit beyond a single node binds a row that lacks only room, in words; None where there are no limits."""
     _said: tuple[Reason, ...] | None = None
     _usable: dict[tuple[int, int], npt.NDArray[np.bool_] | None] = field(default_factory=dict)
 
@@ -149,14 +151,16 @@ class Words:
             free = int(self.free[columns].sum())
         else:
             free = int(self.on_node[nodes].sum())
+        limit, note = self.limit(row) if self.limit else (None, "")
         return Reason(
-            code=ReasonCode.FRAGMENTED if free >= asked else ReasonCode.POOL_FULL,
+            code=limit or (ReasonCode.FRAGMENTED if free >= asked else ReasonCode.POOL_FULL),
+            note=note,
             team=team,
             gpu_model=model_text(models),
             asked=asked,
             free=free,
             holders=holders.of() if nodes is None else holders.on(nodes),
-            note="" if nodes is None else f"on the nodes that it may use ({int(nodes.sum())})",
+            place="" if nodes is None else f"on the nodes that it may use ({int(nodes.sum())})",
         )
 
     def _by_reservation(self, row: int, team: str, asked: int) -> Reason:
@@ -247,6 +251,19 @@ def ruled_out(ledger: Ledger, classes: Sequence[TaskClass]) -> str:
             total = int(counts.sum())
             found[f"of {total} nodes {', '.join(f'{n} are ruled out by {why}' for why, n in order)}"] = None
     return "; ".join(found)
+
+
+def too_much(code: ReasonCode | None, limit: str) -> str:
+    """Why even an idle pool is too small under a limit."""
+    match code:
+        case ReasonCode.TOPOLOGY:
+            return f"no {limit} is large enough for the whole gang"
+        case ReasonCode.SPREAD:
+            return f"with at most {limit} there are too few"
+        case ReasonCode.POWER_CAP:
+            return f"a power cap allows less: {limit}"
+        case _:
+            return ""
 
 
 def models_of(snapshot: Snapshot, row: int) -> tuple[str, ...]:

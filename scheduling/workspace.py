@@ -7,19 +7,20 @@ kept workspace is that of a fresh one, byte for byte.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.gang import Pool
 from moorage.kernels.keeping import catch_up
 from moorage.kernels.placing import fresh_scores
 from moorage.kernels.placing_scores import RANDOM, Classes, Scoring
-from moorage.scheduling.columns import book_columns, class_columns, idle_columns, node_columns
+from moorage.kernels.pool import ANY, Pool
+from moorage.scheduling.columns import book_columns, class_columns, idle_columns, last_resort, node_columns
+from moorage.scheduling.domains import keys_of, limits_of, rules_of
 from moorage.scheduling.ledger import Ledger, Mark
-from moorage.scheduling.model import DeviceRule, IntArray, Snapshot
+from moorage.scheduling.model import DeviceRule, IntArray, Policy, Snapshot
 from moorage.scheduling.packing.scorings import best_fit
 from moorage.scheduling.queue import TaskClass
 
@@ -35,11 +36,11 @@ class Workspace:
     def __init__(self) -> None:
         self._kept: Kept | None = None
 
-    def open(self, snapshot: Snapshot) -> Kept:
+    def open(self, snapshot: Snapshot, policy: Policy) -> Kept:
         """The working copy of the snapshot's pool."""
         kept = self._kept
-        if kept is None or not kept.follow(snapshot):
-            kept = self._kept = Kept.of(snapshot)
+        if kept is None or not kept.follow(snapshot, policy):
+            kept = self._kept = Kept.of(snapshot, policy)
         return kept
 
 
@@ -51,6 +52,10 @@ class Kept:
     """The snapshot's scoring: another one, another working copy."""
     layout: int
     mark: Mark
+    policy: Policy
+    """Its topology and its power caps are in the pool's limits."""
+    keys: tuple[str, ...]
+    """The keys of the limits."""
     pool: Pool
     at: dict[TaskClass, int]
     seen: list[tuple[tuple[TaskClass, ...], IntArray]]
@@ -61,21 +66,31 @@ class Kept:
     """The pool as if no lease were held."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> Kept:
+    def of(cls, snapshot: Snapshot, policy: Policy) -> Kept:
         ledger = snapshot.ledger
         nodes, classes = node_columns(ledger), class_columns(ledger, ())
         scoring = best_fit(np.arange(len(ledger.up))) if snapshot.scoring is None else snapshot.scoring
         raylet = snapshot.device_rule is DeviceRule.RAYLET
-        pool = Pool(nodes, classes, fresh_scores(nodes, classes, scoring), scoring, raylet)
+        keys = keys_of((), policy)
+        limits = limits_of(ledger, policy, keys)
+        pool = Pool(nodes, classes, fresh_scores(nodes, classes, scoring), scoring, raylet, limits)
         return cls(
-            asked=snapshot.scoring, layout=ledger.layout, mark=ledger.mark(), pool=pool, at={}, seen=[]
+            asked=snapshot.scoring,
+            layout=ledger.layout,
+            mark=ledger.mark(),
+            policy=policy,
+            keys=keys,
+            pool=pool,
+            at={},
+            seen=[],
         )
 
-    def follow(self, snapshot: Snapshot) -> bool:
+    def follow(self, snapshot: Snapshot, policy: Policy) -> bool:
         """Catch up with the ledger. False where that cannot be done: other nodes, another history, other rules."""
         ledger, pool = snapshot.ledger, self.pool
         changed = ledger.touched_since(self.mark)
         same = self.asked is snapshot.scoring and pool.raylet == (snapshot.device_rule is DeviceRule.RAYLET)
+        same &= self.policy.topology == policy.topology and self.policy.power == policy.power
         # the random rule draws by a class's row, and that depends on what was asked for before
         if changed is None or not same or self.layout != ledger.layout or pool.scoring.kind == RANDOM:
             return False
@@ -107,6 +122,7 @@ class Kept:
         return self.nobody
 
     def _add(self, ledger: Ledger, new: tuple[TaskClass, ...]) -> None:
+        new += tuple(replace(c, strict=True) for c in new if last_resort(ledger, c))
         count, pool = len(self.at), self.pool
         if count + len(new) > len(pool.classes.milli):
             self.pool = pool = _with_room(pool, count, max(2 * count, count + len(new)))
@@ -114,6 +130,24 @@ class Kept:
         for kept, column in zip(pool.classes, class_columns(ledger, new), strict=True):
             kept[count : count + len(new)] = column
         self.at.update((c, count + i) for i, c in enumerate(new))
+        self._bind(ledger, new)
+
+    def _bind(self, ledger: Ledger, new: tuple[TaskClass, ...]) -> None:
+        """Give new classes their rules, and the limits the keys that they name."""
+        keys = tuple(dict.fromkeys((*self.keys, *keys_of(new, self.policy))))
+        pool = self.pool
+        if keys != self.keys:
+            known, rules = len(self.keys), pool.limits.rules
+            more = limits_of(ledger, self.policy, keys)
+            assert keys[:known] == self.keys, "rules name keys by their places"
+            self.keys, self.nobody = keys, None
+            pool = self.pool = pool._replace(limits=more._replace(rules=rules, on=more.on or pool.limits.on))
+        rules = pool.limits.rules
+        for c in new:
+            rules[self.at[c]] = rules_of(c, self.keys, self.at)
+        if not pool.limits.on and any(rules[self.at[c], ANY] > 0 for c in new):
+            self.pool = pool._replace(limits=pool.limits._replace(on=True))
+            self.nobody = None
 
 
 def _with_room(pool: Pool, used: int, rows: int) -> Pool:
@@ -129,6 +163,7 @@ def _with_room(pool: Pool, used: int, rows: int) -> Pool:
     scores = pool.scores
     return pool._replace(
         classes=Classes(*(longer(column) for column in pool.classes)),
+        limits=pool.limits._replace(rules=longer(pool.limits.rules, fill=0)),
         scores=scores._replace(
             key=longer(scores.key), block=longer(scores.block), seen=longer(scores.seen, fill=-1)
         ),

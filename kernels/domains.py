@@ -1,0 +1,181 @@
+"""Where a task of a bound gang may go next (numba): topology domains, spread, and the power of a rack.
+
+Domains are chosen as Kueue's Topology-Aware Scheduling does: the one with the least room that still holds the gang, and
+where none does the ones with most, so that few are used. Power is what the devices in use are rated for: it is summed
+from the nodes of a rack when asked, so that nothing has to be undone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moorage.kernels import placing_scores
+from moorage.kernels.jit import inner
+from moorage.kernels.placing import devices_for, find, fresh
+from moorage.kernels.placing_scores import FAR
+from moorage.kernels.pool import ANY, FIRST, SPREAD, SPREAD_BY, Limits, Pool
+
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+WHOLE = 1000
+
+
+@inner
+def bound(limits: Limits, head: int, worker: int) -> bool:
+    """Whether a gang of these classes is bound by anything beyond its tasks' own nodes."""
+    if not limits.on:
+        return False
+    if limits.power_by >= 0:
+        return True
+    return bool(
+        (head >= 0 and limits.rules[head, ANY] > 0) or (worker >= 0 and limits.rules[worker, ANY] > 0)
+    )
+
+
+@inner
+def draw(pool: Pool, p: int) -> np.int64:
+    """W that the devices in use in domain `p` of the power key are rated for."""
+    nodes, limits, used = pool.nodes, pool.limits, np.int64(0)
+    for i in range(limits.start[limits.power_by, p], limits.start[limits.power_by, p + 1]):
+        n = limits.member[limits.power_by, i]
+        used += limits.watts[n] * (nodes.devices[n] - pool.scores.state[n, placing_scores.IDLE])
+    return used
+
+
+@inner
+def powered(pool: Pool, n: int, mask: int) -> bool:
+    """Whether the power cap over node `n` allows that devices `mask` come into use, beside those that are."""
+    limits = pool.limits
+    if limits.power_by < 0 or mask == 0:
+        return True
+    p = limits.domain[limits.power_by, n]
+    if p < 0:
+        return True
+    more = np.int64(0)
+    for d in range(pool.nodes.devices[n]):
+        if mask >> d & 1 and pool.nodes.milli_free[n, d] == WHOLE:
+            more += limits.watts[n]
+    return more == 0 or draw(pool, p) + more <= limits.cap[p]
+
+
+@inner
+def within_cap(pool: Pool, n: int) -> bool:
+    """Whether the devices in use around node `n` are within their power cap."""
+    limits = pool.limits
+    if limits.power_by < 0:
+        return True
+    p = limits.domain[limits.power_by, n]
+    return bool(p < 0 or draw(pool, p) <= limits.cap[p])
+
+
+@inner
+def count(limits: Limits, c: int, n: int, sign: int) -> None:
+    """Count a worker of class `c` on node `n` (or, with -1, no longer)."""
+    if limits.rules[c, SPREAD] > 0:
+        by = limits.rules[c, SPREAD_BY]
+        limits.tally[n if by < 0 else limits.domain[by, n]] += sign
+
+
+@inner
+def _spare(limits: Limits, c: int, n: int) -> np.int64:
+    """How many more workers may be on node `n` before there are too many on it, or in its domain."""
+    most = limits.rules[c, SPREAD]
+    if most == 0:
+        return np.int64(FAR)
+    by = limits.rules[c, SPREAD_BY]
+    at = n if by < 0 else limits.domain[by, n]
+    return most - limits.tally[at] if at >= 0 else np.int64(0)
+
+
+@inner
+def holds(pool: Pool, c: int, n: int) -> np.int64:
+    """How many tasks of class `c` node `n` has room for together. Under the raylet's rule memory may allow fewer."""
+    nodes, classes = pool.nodes, pool.classes
+    if not classes.allowed[c, n]:
+        return np.int64(0)
+    milli, cpu, mib = classes.milli[c], classes.cpu[c], classes.mib[c]
+    fit = _spare(pool.limits, c, n)
+    if cpu > 0:
+        fit = min(fit, nodes.cpu_free[n] // cpu)
+    if mib > 0:
+        fit = min(fit, nodes.mib_free[n] // mib)
+    if fit <= 0 or milli == 0:
+        return min(max(fit, np.int64(0)), np.int64(2**40))
+    if milli < WHOLE:
+        mem, room = placing_scores.share(milli, classes.gpu_mib[c], nodes.device_mib[n]), np.int64(0)
+        for d in range(nodes.devices[n]):
+            each = nodes.milli_free[n, d] // milli
+            room += min(each, nodes.mem_free[n, d] // mem) if mem > 0 else each
+        return min(fit, room)
+    if classes.gpu_mib[c] > nodes.device_mib[n]:
+        return np.int64(0)
+    return min(fit, pool.scores.state[n, placing_scores.IDLE] * WHOLE // milli)
+
+
+@inner
+def _scan(
+    pool: Pool, c: int, models: int, worker: bool, row: int, low: int, high: int, key: int, domain: int
+) -> tuple[int, int]:
+    """The best of `member[row, low:high]` that no limit forbids: (node, devices), (-1, 0) when there is none."""
+    nodes, classes, scores, limits = pool.nodes, pool.classes, pool.scores, pool.limits
+    if scores.seen[c, 1] >= scores.clock[1]:
+        return -1, 0
+    fresh(classes, scores, pool.scoring, c, pool.raylet)
+    best, at, mask = FAR, -1, 0
+    for i in range(low, high):
+        n = limits.member[row, i]
+        score = scores.key[c, scores.slot[n]]
+        if score >= best or not (models < 0 or (models >> nodes.model[n]) & 1):
+            continue
+        if (key >= 0 and limits.domain[key, n] != domain) or (worker and _spare(limits, c, n) <= 0):
+            continue
+        devices = devices_for(classes, scores, pool.scoring, c, n, pool.raylet)
+        if powered(pool, n, devices):
+            best, at, mask = score, n, devices
+    return at, mask
+
+
+@inner
+def _seek(
+    pool: Pool, c: int, models: int, worker: bool, row: int, low: int, high: int, key: int, domain: int
+) -> tuple[int, int]:
+    limits = pool.limits
+    if row == len(limits.domains) and key < 0:
+        n, mask = find(pool.nodes, pool.classes, pool.scores, pool.scoring, c, models, pool.raylet)
+        if n < 0 or ((not worker or _spare(limits, c, n) > 0) and powered(pool, n, mask)):
+            return n, mask
+    return _scan(pool, c, models, worker, row, low, high, key, domain)
+
+
+@inner
+def seek(
+    pool: Pool, c: int, models: int, worker: bool, row: int, low: int, high: int, key: int, domain: int
+) -> tuple[int, int]:
+    """`find` for one task of a bound gang, on the nodes `member[row, low:high]` that are in `domain` of `key` (-1 =
+    all of them). `worker`: it is counted for spread."""
+    first = pool.limits.rules[c, FIRST]
+    if first >= 0:
+        n, mask = _seek(pool, first, models, worker, row, low, high, key, domain)
+        if n >= 0:
+            return n, mask
+    return _seek(pool, c, models, worker, row, low, high, key, domain)
+
+
+@inner
+def smallest(hold: I64, tried: Bool, domains: int, enough: int, least: int) -> int:
+    """The untried domain with the least room that has room for `enough`; where there is none, the one with most, if
+    that is `least` at least; -1 = none. Ties go to the first."""
+    best = -1
+    for d in range(domains):
+        if tried[d] or hold[d] < least:
+            continue
+        if best < 0:
+            best = d
+        elif hold[best] >= enough:
+            if enough <= hold[d] < hold[best]:
+                best = d
+        elif hold[d] > hold[best]:
+            best = d
+    return best
