@@ -59,6 +59,9 @@ MISTAKES = {
     "toleration": "tolerations",
     "regions": "region",
     "spot": "allow_spot",
+    "topology": "required_topology",
+    "spread": "max_per_domain",
+    "max_per_node": "max_per_domain",
 }
 MAX_KEYS, MAX_KEY, MAX_VALUE = 128, 256, 16_384
 _TEAM = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")

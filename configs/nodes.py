@@ -16,9 +16,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from moorage.configs import units
 from moorage.configs.problems import refuse_unknown
 from moorage.errors import InvalidRequest
-from moorage.scheduling.constraints import Constraints, Effect, Operator, Taint, Term, Toleration, Traits
+from moorage.scheduling.constraints import (
+    Constraints,
+    Effect,
+    Operator,
+    Power,
+    Taint,
+    Term,
+    Toleration,
+    Traits,
+)
 
-KEYS = ("node_selector", "tolerations", "region", "allow_spot")
+KEYS = (
+    "node_selector",
+    "tolerations",
+    "region",
+    "allow_spot",
+    "required_topology",
+    "preferred_topology",
+    "max_per_domain",
+)
 """Metadata keys of a job's constraints."""
 MAX_TERMS = 32
 RAY, OURS = "ray.io/", "moorage.io/"
@@ -38,6 +55,11 @@ _SPLIT = re.compile(r",(?![^(]*\))")
 
 def constraints(ours: Mapping[str, Any]) -> Constraints:
     """Of a job's metadata; `InvalidRequest` names the field."""
+    most, _, by = str(ours.get("max_per_domain", "")).partition("/")
+    levels = {
+        field: label_key(field, str(ours[field])) if ours.get(field) else ""
+        for field in ("required_topology", "preferred_topology")
+    }
     return Constraints(
         select=selector("node_selector", str(ours.get("node_selector", ""))),
         tolerations=tuple(
@@ -47,6 +69,10 @@ def constraints(ours: Mapping[str, Any]) -> Constraints:
             label_value("region", part) for part in str(ours.get("region", "")).split("|") if part.strip()
         ),
         spot=units.boolean("allow_spot", ours.get("allow_spot", False)),
+        required=levels["required_topology"],
+        preferred=levels["preferred_topology"],
+        spread=units.whole("max_per_domain", most, 1, units.MAX_WORKERS) if most or by else 0,
+        spread_by=label_key("max_per_domain", by) if by and by.strip() != "node" else "",
     )
 
 
@@ -154,6 +180,40 @@ class NodeRule(BaseModel):
         if isinstance(value, dict):
             refuse_unknown(value, cls, "a rule of nodes")
         return value
+
+
+def _whole_by_name(value: Any) -> Any:
+    """{name: W} as sorted pairs; `gpus` and `*` stand for those not named."""
+    try:
+        named = {str(k): units.whole(str(k), v, 0, 10**9) for k, v in dict(value).items()}
+    except (TypeError, InvalidRequest) as error:
+        raise ValueError(str(error)) from None
+    return tuple(sorted(("*" if name == "gpus" else name, watts) for name, watts in named.items()))
+
+
+Watts = Annotated[tuple[tuple[str, int], ...], BeforeValidator(_whole_by_name)]
+
+
+class PowerSettings(BaseModel):
+    """Rated power of devices, and what the devices in use under one domain may be rated for together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    level: str = Field(default="rack", min_length=1, max_length=253)
+    watts: Watts = ()
+    """W of one device by GPU model; `gpus` for models not named."""
+    caps: Watts = ()
+    """W by domain of the level; `*` for those not named."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            refuse_unknown(value, cls, "power")
+        return value
+
+    def policy(self) -> Power:
+        return Power(level=self.level, watts=self.watts, caps=self.caps)
 
 
 def traits(name: str, labels: Mapping[str, str], rules: Sequence[NodeRule] = ()) -> Traits:

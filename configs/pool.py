@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from moorage.configs import units
-from moorage.configs.nodes import NodeRule
+from moorage.configs.nodes import NodeRule, PowerSettings
 from moorage.configs.problems import explain, refuse_unknown
 from moorage.configs.yamlio import load_mapping
 from moorage.errors import InvalidRequest
@@ -73,6 +73,10 @@ class PoolSettings(BaseModel):
     """Labels, taints, region, spot and power of nodes by name, beside what Ray's labels say."""
     usage_half_life_h: int = Field(default=0, ge=0, le=87_600)
     """Hours in which what a team has used counts half in whose turn it is (168 = a week); 0 = it does not count."""
+    topology: Annotated[tuple[str, ...], BeforeValidator(_rules)] = ()
+    """Levels from the outermost, where names repeat within them: [zone, rack] makes `a/r1` and `b/r1` two racks."""
+    power: PowerSettings = PowerSettings()
+    """Power caps, and what devices are rated for."""
     database: str = Field(default="", repr=False)
     """postgresql://user:password@host/name; "" is a SQLite file in the pool's home."""
 

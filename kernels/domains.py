@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from moorage.kernels import placing_scores
 from moorage.kernels.jit import inner
-from moorage.kernels.placing import devices_for, find, fresh
+from moorage.kernels.placing import devices_for, fresh
 from moorage.kernels.placing_scores import FAR
-from moorage.kernels.pool import ANY, FIRST, SPREAD, SPREAD_BY, Limits, Pool
+from moorage.kernels.pool import ANY, PREFERRED, REQUIRED, SPREAD, SPREAD_BY, Limits, Pool
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -71,6 +71,20 @@ def within_cap(pool: Pool, n: int) -> bool:
 
 
 @inner
+def may_go(pool: Pool, c: int, n: int, to: int, mask: int) -> bool:
+    """Whether the one task of a running job may move from node `n` to devices `mask` of node `to`: never out of the
+    domain that it required or preferred, nor beyond a power cap."""
+    limits = pool.limits
+    if not limits.on:
+        return True
+    for column in (REQUIRED, PREFERRED):
+        key = limits.rules[c, column]
+        if key >= 0 and limits.domain[key, n] != limits.domain[key, to]:
+            return False
+    return powered(pool, to, mask)
+
+
+@inner
 def count(limits: Limits, c: int, n: int, sign: int) -> None:
     """Count a worker of class `c` on node `n` (or, with -1, no longer)."""
     if limits.rules[c, SPREAD] > 0:
@@ -115,11 +129,18 @@ def holds(pool: Pool, c: int, n: int) -> np.int64:
 
 
 @inner
-def _scan(
-    pool: Pool, c: int, models: int, worker: bool, row: int, low: int, high: int, key: int, domain: int
+def may_take(pool: Pool, c: int, n: int, mask: int, worker: bool) -> bool:
+    """Whether spread (of a worker) and power allow a task of class `c` on devices `mask` of node `n`."""
+    return (not worker or _spare(pool.limits, c, n) > 0) and powered(pool, n, mask)
+
+
+@inner
+def best_of(
+    pool: Pool, c: int, models: int, worker: bool, where: tuple[int, int, int, int, int]
 ) -> tuple[int, int]:
-    """The best of `member[row, low:high]` that no limit forbids: (node, devices), (-1, 0) when there is none."""
+    """`find` among `member[row, low:high]` where they are in `domain` of `key` (-1 = all) and no limit forbids them."""
     nodes, classes, scores, limits = pool.nodes, pool.classes, pool.scores, pool.limits
+    row, low, high, key, domain = where
     if scores.seen[c, 1] >= scores.clock[1]:
         return -1, 0
     fresh(classes, scores, pool.scoring, c, pool.raylet)
@@ -129,53 +150,30 @@ def _scan(
         score = scores.key[c, scores.slot[n]]
         if score >= best or not (models < 0 or (models >> nodes.model[n]) & 1):
             continue
-        if (key >= 0 and limits.domain[key, n] != domain) or (worker and _spare(limits, c, n) <= 0):
+        if key >= 0 and limits.domain[key, n] != domain:
             continue
         devices = devices_for(classes, scores, pool.scoring, c, n, pool.raylet)
-        if powered(pool, n, devices):
+        if may_take(pool, c, n, devices, worker):
             best, at, mask = score, n, devices
     return at, mask
 
 
 @inner
-def _seek(
-    pool: Pool, c: int, models: int, worker: bool, row: int, low: int, high: int, key: int, domain: int
-) -> tuple[int, int]:
-    limits = pool.limits
-    if row == len(limits.domains) and key < 0:
-        n, mask = find(pool.nodes, pool.classes, pool.scores, pool.scoring, c, models, pool.raylet)
-        if n < 0 or ((not worker or _spare(limits, c, n) > 0) and powered(pool, n, mask)):
-            return n, mask
-    return _scan(pool, c, models, worker, row, low, high, key, domain)
-
-
-@inner
-def seek(
-    pool: Pool, c: int, models: int, worker: bool, row: int, low: int, high: int, key: int, domain: int
-) -> tuple[int, int]:
-    """`find` for one task of a bound gang, on the nodes `member[row, low:high]` that are in `domain` of `key` (-1 =
-    all of them). `worker`: it is counted for spread."""
-    first = pool.limits.rules[c, FIRST]
-    if first >= 0:
-        n, mask = _seek(pool, first, models, worker, row, low, high, key, domain)
-        if n >= 0:
-            return n, mask
-    return _seek(pool, c, models, worker, row, low, high, key, domain)
-
-
-@inner
-def smallest(hold: I64, tried: Bool, domains: int, enough: int, least: int) -> int:
-    """The untried domain with the least room that has room for `enough`; where there is none, the one with most, if
-    that is `least` at least; -1 = none. Ties go to the first."""
-    best = -1
-    for d in range(domains):
-        if tried[d] or hold[d] < least:
+def smallest(limits: Limits, level: int, key: int, enough: int, least: int) -> int:
+    """The domain of `key` with the least room (in `hold[level]`) that has room for `enough`; where there is none, the
+    one with most, if that is `least` at least; -1 = none. Ties go to the first. It counts as tried then, and is not
+    found again."""
+    hold, tried, best = limits.hold, limits.tried, -1
+    for d in range(limits.domains[key]):
+        if tried[level, d] or hold[level, d] < least:
             continue
         if best < 0:
             best = d
-        elif hold[best] >= enough:
-            if enough <= hold[d] < hold[best]:
+        elif hold[level, best] >= enough:
+            if enough <= hold[level, d] < hold[level, best]:
                 best = d
-        elif hold[d] > hold[best]:
+        elif hold[level, d] > hold[level, best]:
             best = d
+    if best >= 0:
+        tried[level, best] = True
     return best

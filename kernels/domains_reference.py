@@ -118,8 +118,8 @@ def _powered(pool: Pool, nodes: Nodes, n: int, mask: int) -> bool:
         for m in range(len(nodes.model))
         if limits.domain[limits.power_by, m] == p
     )
-    more *= int(limits.watts[n])
-    return bool(more == 0 or drawn + more <= limits.cap[p])
+    watts = more * int(limits.watts[n])
+    return bool(watts == 0 or drawn + watts <= limits.cap[p])
 
 
 def _holds(pool: Pool, c: int, n: int) -> int:

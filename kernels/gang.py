@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.domains import bound, count, holds, seek, smallest
+from moorage.kernels.domains import best_of, bound, count, holds, may_take, smallest
 from moorage.kernels.jit import inner, outer
 from moorage.kernels.placing import find, take
 from moorage.kernels.placing_scores import Classes, Nodes
-from moorage.kernels.pool import PREFERRED, REQUIRED, Pool
+from moorage.kernels.pool import FIRST, PREFERRED, REQUIRED, Pool
 
 __all__ = ["Pool", "fits_within", "models_with", "place_within", "undo"]
 
@@ -76,7 +76,7 @@ def place_within(
     Returns how many workers were placed; -1 when the head or `least` workers do not fit, and then nothing changed:
     a gang holds all of its minimum or nothing. A gang without a head starts with one worker at least.
     """
-    nodes, classes = pool.nodes, pool.classes
+    nodes, classes, scores = pool.nodes, pool.classes, pool.scores
     heads = 1 if head >= 0 else 0
     head_milli = classes.milli[head] if head >= 0 else np.int64(0)
     worker_milli = classes.milli[worker] if worker >= 0 else np.int64(0)
@@ -101,7 +101,19 @@ def place_within(
         for t in range(heads, placed):
             count(pool.limits, worker, node[t], -1)
     else:
-        placed = _place_freely(pool, gang, left, node, mask, mem)
+        placed = 0
+        while placed < heads + workers:
+            c = head if placed < heads else worker
+            if counting:
+                models = models_with(left, classes.milli[c])
+            n, devices = find(nodes, classes, scores, pool.scoring, c, models, pool.raylet)
+            if n < 0:
+                break
+            node[placed], mask[placed] = n, devices
+            mem[placed] = take(nodes, classes, scores, c, n, devices, -1)
+            if counting:
+                left[nodes.model[n]] -= classes.milli[c]
+            placed += 1
     if placed >= heads + least:
         return placed - heads
     undo(pool, head, worker, placed - heads, node, mask)
@@ -109,102 +121,15 @@ def place_within(
 
 
 @inner
-def _place_freely(
-    pool: Pool, gang: tuple[int, int, int, int, bool, int], left: I64, node: I64, mask: I64, mem: I64
-) -> int:
-    """Place the tasks one by one where each scores best; how many there was room for."""
-    nodes, classes, scores = pool.nodes, pool.classes, pool.scores
-    head, worker, heads, total, counting, models = gang
-    placed = 0
-    while placed < total:
-        c = head if placed < heads else worker
-        if counting:
-            models = models_with(left, classes.milli[c])
-        n, devices = find(nodes, classes, scores, pool.scoring, c, models, pool.raylet)
-        if n < 0:
-            break
-        node[placed], mask[placed] = n, devices
-        mem[placed] = take(nodes, classes, scores, c, n, devices, -1)
-        if counting:
-            left[nodes.model[n]] -= classes.milli[c]
-        placed += 1
-    return placed
-
-
-@inner
-def _place_in(
-    pool: Pool,
-    gang: tuple[int, int, int, int, bool, int],
-    placed: int,
-    where: tuple[int, int, int, int, int],
-    left: I64,
-    node: I64,
-    mask: I64,
-    mem: I64,
-) -> int:
-    """`_place_freely` from task `placed` on, on some nodes (see `domains.seek`), under all limits."""
-    nodes, classes = pool.nodes, pool.classes
-    head, worker, heads, total, counting, models = gang
-    row, low, high, key, domain = where
-    while placed < total:
-        c = head if placed < heads else worker
-        if counting:
-            models = models_with(left, classes.milli[c])
-        n, devices = seek(pool, c, models, placed >= heads, row, low, high, key, domain)
-        if n < 0:
-            break
-        node[placed], mask[placed] = n, devices
-        mem[placed] = take(nodes, classes, pool.scores, c, n, devices, -1)
-        if counting:
-            left[nodes.model[n]] -= classes.milli[c]
-        if placed >= heads:
-            count(pool.limits, c, n, 1)
-        placed += 1
-    return placed
-
-
-@inner
-def _place_near(
-    pool: Pool,
-    gang: tuple[int, int, int, int, bool, int],
-    required: int,
-    domain: int,
-    left: I64,
-    node: I64,
-    mask: I64,
-    mem: I64,
-) -> int:
-    """Place the gang in one domain of a key (-1 = anywhere), and in few domains of the key it prefers, if it does.
-
-    The first domain is the smallest with room for all; where there is none, the largest are taken in turn, and last
-    the smallest that holds the rest.
-    """
+def _room_by_domain(pool: Pool, c: int, key: int, row: int, low: int, high: int, level: int) -> None:
+    """Into `hold[level]` how many tasks of class `c` each domain of `key` has room for on these nodes."""
     limits = pool.limits
-    head, worker, heads, total = gang[0], gang[1], gang[2], gang[3]
-    c = worker if total > heads else head
-    every = len(limits.domains)
-    row = required if required >= 0 else every
-    low = limits.start[required, domain] if required >= 0 else 0
-    high = limits.start[required, domain + 1] if required >= 0 else len(limits.watts)
-    placed, near = 0, limits.rules[c, PREFERRED]
-    if near >= 0:
-        hold, tried, domains = limits.hold[1], limits.tried[1], limits.domains[near]
-        hold[:domains] = 0
-        tried[:domains] = False
-        for i in range(low, high):
-            n = limits.member[row, i]
-            if limits.domain[near, n] >= 0:
-                hold[limits.domain[near, n]] += holds(pool, c, n)
-        while placed < total:
-            d = smallest(hold, tried, domains, total - max(placed, heads), 1)
-            if d < 0:
-                break
-            tried[d] = True
-            where = (near, limits.start[near, d], limits.start[near, d + 1], required, domain)
-            placed = _place_in(pool, gang, placed, where, left, node, mask, mem)
-    if placed < total:
-        placed = _place_in(pool, gang, placed, (row, low, high, -1, -1), left, node, mask, mem)
-    return placed
+    for d in range(limits.domains[key]):
+        limits.hold[level, d], limits.tried[level, d] = 0, False
+    for i in range(low, high):
+        n = limits.member[row, i]
+        if limits.domain[key, n] >= 0:
+            limits.hold[level, limits.domain[key, n]] += holds(pool, c, n)
 
 
 @inner
@@ -221,33 +146,65 @@ def _place_bound(
     counted for spread.
 
     Where one domain must hold the gang, domains are tried from the one with the least room that has enough for all,
-    then from the one with most; the first that takes all wins, else the one that took most.
+    then from the one with most; the first that takes all wins, else the one that took most. Where few domains are
+    preferred, the first is the smallest with room for all; where there is none, the largest are taken in turn, and last
+    the smallest that holds the rest. It is one function because `find` is compiled again into each that calls it.
     """
-    limits = pool.limits
-    head, worker, heads, total = gang[0], gang[1], gang[2], gang[3]
-    c = worker if total > heads else head
-    required = limits.rules[c, REQUIRED]
-    if required < 0:
-        return _place_near(pool, gang, -1, -1, left, node, mask, mem)
-    hold, tried, domains = limits.hold[0], limits.tried[0], limits.domains[required]
-    workers = max(1, total - heads)
-    for d in range(domains):
-        hold[d], tried[d] = 0, False
-        for i in range(limits.start[required, d], limits.start[required, d + 1]):
-            hold[d] += holds(pool, c, limits.member[required, i])
-    best, most = -1, least - 1
+    nodes, classes, scores, limits = pool.nodes, pool.classes, pool.scores, pool.limits
+    head, worker, heads, total, counting, models = gang
+    every, kind = len(limits.domains), worker if total > heads else head
+    required, near = limits.rules[kind, REQUIRED], limits.rules[kind, PREFERRED]
+    row, low, high, domain = every, 0, len(limits.watts), -1
+    best, most, last = -1, least - 1, required < 0
+    if required >= 0:
+        _room_by_domain(pool, kind, required, every, low, high, 0)
     while True:
-        d = smallest(hold, tried, domains, workers, max(0, most + 1 - heads))
-        if d < 0:
-            break
-        tried[d] = True
-        placed = _place_near(pool, gang, required, d, left, node, mask, mem)
-        if placed == total:
+        if required >= 0:
+            enough, at_least = max(1, total - heads), max(0, most + 1 - heads)
+            domain = smallest(limits, 0, required, enough, at_least)
+            if domain < 0:
+                if best < 0:
+                    return 0
+                domain, last = best, True
+            row, low, high = required, limits.start[required, domain], limits.start[required, domain + 1]
+        if near >= 0:
+            _room_by_domain(pool, kind, near, row, low, high, 1)
+        placed, among = 0, 0
+        while placed < total and among >= 0:
+            among = -1 if near < 0 else smallest(limits, 1, near, total - max(placed, heads), 1)
+            a, b = (low, high) if among < 0 else (limits.start[near, among], limits.start[near, among + 1])
+            where = (row, a, b, -1, -1) if among < 0 else (near, a, b, required, domain)
+            while placed < total:
+                c = head if placed < heads else worker
+                if counting:
+                    models = models_with(left, classes.milli[c])
+                n, devices, one = -1, 0, limits.rules[c, FIRST]
+                if one < 0:
+                    one = c
+                while True:
+                    scan = where[0] < every
+                    if not scan:
+                        n, devices = find(nodes, classes, scores, pool.scoring, one, models, pool.raylet)
+                        scan = n >= 0 and not may_take(pool, one, n, devices, placed >= heads)
+                    if scan:
+                        n, devices = best_of(pool, one, models, placed >= heads, where)
+                    if n >= 0 or one == c:
+                        break
+                    one = c
+                if n < 0:
+                    break
+                node[placed], mask[placed] = n, devices
+                mem[placed] = take(nodes, classes, scores, c, n, devices, -1)
+                if counting:
+                    left[nodes.model[n]] -= classes.milli[c]
+                if placed >= heads:
+                    count(limits, c, n, 1)
+                placed += 1
+        if last or placed == total:
             return placed
         if placed > most:
-            best, most = d, placed
+            best, most = domain, placed
         _take_back(pool, gang, placed, left, node, mask)
-    return _place_near(pool, gang, required, best, left, node, mask, mem) if best >= 0 else 0
 
 
 @inner

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moorage.kernels import pool
 from moorage.kernels.pool import Limits
-from moorage.scheduling.constraints import Power, Traits
+from moorage.scheduling.constraints import Constraints, Power, Term, Traits
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import UNLIMITED, IntArray, Policy
 from moorage.scheduling.queue import TaskClass
@@ -42,6 +42,18 @@ def domain_names(ledger: Ledger, key: str, levels: Sequence[str]) -> tuple[list[
     rank = {name: d for d, name in enumerate(names)}
     of_trait = np.array([-1 if name is None else rank[name] for name in found], np.int64)
     return names, of_trait[ledger.trait]
+
+
+def staying(wanted: Constraints, traits: Traits, levels: Sequence[str]) -> Constraints:
+    """The constraints of what a running gang grows by: the domain that it required is the one it is in (of a node with
+    these traits)."""
+    key = wanted.required
+    if not key:
+        return wanted
+    path = (*levels[: levels.index(key)], key) if key in levels else (key,)
+    found = ((level, traits.value(level)) for level in path)
+    terms = tuple(Term(key=level, values=(value,)) for level, value in found if value is not None)
+    return replace(wanted, select=(*wanted.select, *terms))
 
 
 def limits_of(ledger: Ledger, policy: Policy, keys: Sequence[str], rows: int = 0) -> Limits:

@@ -26,7 +26,7 @@ from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import idempotency, jobs
 from moorage.scheduling.constraints import ANYWHERE
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import DeviceRule, JobRequest
+from moorage.scheduling.model import DeviceRule, JobRequest, Policy
 from moorage.scheduling.planner import feasible
 
 SPEC_VERSION = 1
@@ -176,7 +176,7 @@ def _check_environment(environment: Mapping[str, Any]) -> None:
             )
 
 
-def check_feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> None:
+def check_feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule, policy: Policy) -> None:
     """Refuse at once what even an idle pool and the team's limit could not hold. Needs a known, non-empty pool.
 
     A node that is down counts: it may come back, and a large gang must not be refused because one reboots.
@@ -185,7 +185,7 @@ def check_feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule) -> Non
         return
     ledger = ledger.copy()
     ledger.up[:] = True
-    reason = feasible(ledger, request, rule)
+    reason = feasible(ledger, request, rule, policy)
     if reason is None:
         return
     total = int(ledger.capacity()[0])

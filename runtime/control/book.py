@@ -18,12 +18,15 @@ from moorage.runtime.control import records
 from moorage.runtime.control.api import PENDING
 from moorage.runtime.control.deciding import Told
 from moorage.runtime.control.tables import jobs, leases, nodes, subleases
+from moorage.scheduling.constraints import Constraints
+from moorage.scheduling.domains import staying
 from moorage.scheduling.ledger import Event, LeaseGranted, Ledger, NodeDown, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     ANY_MODEL,
     JobRequest,
     Lease,
     NodeSpec,
+    Policy,
     Reason,
     Shape,
     TeamSpec,
@@ -71,8 +74,16 @@ class Book:
         self.dirty = True
 
     def add_sublease(self, row: Row[Any], parent: JobAsk, priority: int) -> None:
-        self.pending[row.id] = sublease_request(row, parent, priority)
+        self.pending[row.id] = sublease_request(row, self.staying(row.job_id, parent), priority)
         self.dirty = True
+
+    def staying(self, job: str, ask: JobAsk) -> Constraints:
+        """The constraints of what a running job grows by: where the job itself may go, and in its own domain."""
+        tasks = [task for lease in self.ledger.held_by(job) for task in lease.tasks]
+        if not tasks:
+            return ask.constraints
+        traits = self.ledger.traits[int(self.ledger.trait[self.ledger.node_row[tasks[0].node]])]
+        return staying(ask.constraints, traits, self.settings.topology)
 
     def drop(self, key: str) -> None:
         """`key` no longer waits."""
@@ -185,8 +196,17 @@ def job_request(row: Row[Any]) -> JobRequest:
     return request_of(row.id, row.team, JobAsk.model_validate(row.ask), row.created_control_ns)
 
 
-def sublease_request(row: Row[Any], parent: JobAsk, priority: int) -> JobRequest:
-    """A running job's growth goes where the job itself may go."""
+def policy_of(settings: PoolSettings) -> Policy:
+    """What the pool's file says of decisions."""
+    return Policy(
+        topology=settings.topology,
+        power=settings.power.policy(),
+        half_life_ns=settings.usage_half_life_h * 3600 * 10**9,
+    )
+
+
+def sublease_request(row: Row[Any], constraints: Constraints, priority: int) -> JobRequest:
+    """A running job's growth, under constraints as `Book.staying` finds them."""
     ask = row.ask
     return JobRequest(
         job=row.id,
@@ -196,6 +216,6 @@ def sublease_request(row: Row[Any], parent: JobAsk, priority: int) -> JobRequest
         worker=Shape(milli_gpu=ask["milli_gpu"], gpu_mib=ask["gpu_mib"], milli_cpu=ask["milli_cpu"]),
         workers=ask["workers"],
         min_workers=ask["workers"],
-        constraints=parent.constraints,
+        constraints=constraints,
         parent=row.job_id,
     )

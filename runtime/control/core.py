@@ -21,7 +21,7 @@ from moorage.runtime.control.packing import Packing
 from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store
 from moorage.scheduling.ledger import LeaseReleased
-from moorage.scheduling.model import DeviceRule, JobRequest, Snapshot
+from moorage.scheduling.model import DeviceRule, JobRequest, Policy, Snapshot
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.running import RunningJobs
 
@@ -47,6 +47,8 @@ class Core:
     device_rule: DeviceRule
     packing: Packing
     spending: Spending
+    policy: Policy = field(default_factory=Policy)
+    """What every decision here goes by."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     """Notified after every change: `grow` waits on it."""
     wake: threading.Event = field(default_factory=threading.Event)

@@ -126,8 +126,8 @@ def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[Sub
     )
     row = db.execute(select(subleases).where(subleases.c.id == key)).one()
     asked = JobAsk.model_validate(job.ask)
-    request = sublease_request(row, asked, asked.priority)
-    admission.check_feasible(core.book.ledger, request, core.device_rule)
+    request = sublease_request(row, core.book.staying(job.id, asked), asked.priority)
+    admission.check_feasible(core.book.ledger, request, core.device_rule, core.policy)
     record(
         db,
         now,

@@ -26,7 +26,7 @@ class Loop:
         self, core: Core, backend: Backend, where: LaunchSettings, policy: Policy | None = None
     ) -> None:
         self.core, self.backend = core, backend
-        self.policy = policy or Policy()
+        self.policy = policy or core.policy
         self.unreachable = "the cluster has not been looked at yet"
         """Why Ray cannot be reached now; "" when it can."""
         self.last_tick_ns = 0

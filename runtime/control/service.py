@@ -29,7 +29,7 @@ from moorage.runtime.control.api import (
     Submission,
     WhyView,
 )
-from moorage.runtime.control.book import Book, request_of
+from moorage.runtime.control.book import Book, policy_of, request_of
 from moorage.runtime.control.clock import Clock, SystemClock
 from moorage.runtime.control.core import Core
 from moorage.runtime.control.cost import Fold
@@ -69,6 +69,7 @@ class Service:
             book=Book(teams, settings),
             settings=settings or PoolSettings(),
             device_rule=DeviceRule(str(backend.device_rule)),
+            policy=policy or policy_of(settings or PoolSettings()),
             packing=Packing(self.store, settings or PoolSettings()),
             spending=Spending(self.store, teams, settings or PoolSettings()),
         )
@@ -79,8 +80,7 @@ class Service:
             change.db.execute(update(subleases).where(subleases.c.state == "WAITING").values(state="EXPIRED"))
             record(change.db, change.now, "control.started", {"teams": sorted(teams.teams)})
         self.core.reload()
-        policy = policy or Policy(half_life_ns=self.core.settings.usage_half_life_h * HOUR_NS)
-        self.loop = Loop(self.core, backend, where, policy)
+        self.loop = Loop(self.core, backend, where)
         self._explainer = Explainer(self.core, self.loop.policy)
         self._fold = Fold()
 
@@ -121,7 +121,7 @@ class Service:
             if known is not None:
                 return known
             request = request_of(submission.submission_id or "", team, ask, change.now.control_ns)
-            admission.check_feasible(core.book.ledger, request, core.device_rule)
+            admission.check_feasible(core.book.ledger, request, core.device_rule, core.policy)
             job_id = admission.insert_job(
                 change.db,
                 change.now,

@@ -13,6 +13,7 @@ from moorage.scheduling.constraints import (
     Constraints,
     Effect,
     Operator,
+    Power,
     Taint,
     Term,
     Toleration,
@@ -83,6 +84,8 @@ def test_metadata_becomes_constraints_and_they_survive_the_store() -> None:
             "tolerations": "team=ml, old:NoSchedule",
             "region": "eu|us",
             "allow_spot": "true",
+            "required_topology": "zone",
+            "preferred_topology": "rack",
         }
     )
     wanted = Constraints(
@@ -90,10 +93,37 @@ def test_metadata_becomes_constraints_and_they_survive_the_store() -> None:
         tolerations=(Toleration(key="team", value="ml"), Toleration(key="old", effect=Effect.NO_SCHEDULE)),
         regions=("eu", "us"),
         spot=True,
+        required="zone",
+        preferred="rack",
     )
     assert ask.constraints == wanted
     assert JobAsk.model_validate_json(ask.model_dump_json()).constraints == wanted
     assert parse_job({"Moorage": "x"}).constraints == ANYWHERE
+
+
+@pytest.mark.parametrize(
+    ("text", "spread", "by"),
+    [("2", 2, ""), ("1/node", 1, ""), ("3/rack", 3, "rack"), ("1 / x.org/pod", 1, "x.org/pod")],
+)
+def test_how_many_workers_a_domain_may_hold(text: str, spread: int, by: str) -> None:
+    found = parse_job({"max_per_domain": text}).constraints
+    assert (found.spread, found.spread_by) == (spread, by)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "/rack", "1/-", "1.5"])
+def test_a_spread_of_nothing_known_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="max_per_domain"):
+        parse_job({"max_per_domain": text})
+
+
+def test_levels_and_caps_of_the_pool_file() -> None:
+    settings = parse_pool(
+        "topology: [zone, rack]\npower: {watts: {H100: 700, gpus: 300}, caps: {a/r1: 9000, '*': 12000}}"
+    )
+    assert settings.topology == ("zone", "rack")
+    power = settings.power.policy()
+    assert power.watts == (("*", 300), ("H100", 700)) and power.caps == (("*", 12000), ("a/r1", 9000))
+    assert parse_pool("").power.policy() == Power()
 
 
 def test_an_ask_stored_before_there_were_constraints_is_read() -> None:

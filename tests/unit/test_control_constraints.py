@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from control_world import World, world
 from sqlalchemy import select
+from waiting import until
 
 from moorage.configs.pool import PoolSettings, parse_pool
 from moorage.errors import Infeasible
 from moorage.runtime.control import admission
-from moorage.runtime.control.api import Submission
+from moorage.runtime.control.api import GrowAsk, Submission
 from moorage.runtime.control.simbackend import SimNode
 from moorage.runtime.control.tables import events
 from moorage.scheduling.constraints import Traits
@@ -92,20 +94,86 @@ def test_a_waiting_job_keeps_its_constraints_over_a_restart(tmp_path: Path) -> N
         assert (w.states(second), where(w, second)) == (["RUNNING"], {"n1"})
 
 
-def test_growth_goes_where_the_job_may_go(tmp_path: Path) -> None:
-    from moorage.configs.job import JobAsk
-    from moorage.runtime.control.book import sublease_request
+RACKS = """
+topology: [zone, rack]
+nodes:
+  - {match: "n[01]", labels: {zone: z0, rack: r1}}
+  - {match: "n[23]", labels: {zone: z1, rack: r1}}
+"""
 
-    class Row:
-        id, team, job_id, created_control_ns = "s-1", "ops", "j", 0
-        ask = {"milli_gpu": 1000, "gpu_mib": 0, "milli_cpu": 0, "workers": 1}  # noqa: RUF012
 
-    with world(tmp_path, teams=TEAMS, nodes=NODES, settings=settings()) as w:
-        parsed = admission.parse(
-            Submission(entrypoint="x", metadata={"region": "eu"}), None, "ops", w.service.teams
+@pytest.mark.parametrize(
+    ("metadata", "nodes"),
+    [
+        ({"workers": 6, "required_topology": "rack"}, {"n0", "n1"}),
+        ({"workers": 6, "preferred_topology": "rack"}, {"n0", "n1"}),
+        ({"workers": 9, "preferred_topology": "rack"}, {"n0", "n1", "n2"}),
+        ({"workers": 4, "max_per_domain": "1"}, {"n0", "n1", "n2", "n3"}),
+        ({"workers": 4, "max_per_domain": "2/zone"}, {"n0", "n2"}),
+    ],
+)
+def test_a_gang_is_leased_in_the_domains_that_it_asks_for(
+    tmp_path: Path, metadata: dict[str, str], nodes: set[str]
+) -> None:
+    with world(tmp_path, teams=TEAMS, nodes=NODES, settings=parse_pool(RACKS)) as w:
+        job = w.submit("ops", seconds="60", **metadata)  # type: ignore[arg-type]
+        w.run(1)
+        assert (w.states(job), where(w, job)) == (["RUNNING"], nodes)
+
+
+def test_a_gang_that_no_rack_can_hold_is_refused_and_one_that_must_wait_says_why(tmp_path: Path) -> None:
+    with world(tmp_path, teams=TEAMS, nodes=NODES, settings=parse_pool(RACKS)) as w:
+        with pytest.raises(Infeasible, match="no rack is large enough for the whole gang"):
+            w.submit("ops", workers=9, required_topology="rack")
+        small = [w.submit("ops", workers=1, seconds="20", node_selector=f"zone=z{z}") for z in (0, 1)]
+        w.run(2)
+        job = w.submit("ops", workers=8, seconds="60", required_topology="rack")
+        w.run(2)
+        view = w.job(job)
+        assert view.reason is not None and view.reason["code"] == "topology"
+        assert "14 are free in the pool, but in no rack is there room" in view.message
+        w.run(20)
+        assert w.states(*small, job) == ["SUCCEEDED", "SUCCEEDED", "RUNNING"]
+        assert where(w, job) in ({"n0", "n1"}, {"n2", "n3"})
+
+
+def test_growth_stays_in_the_domain_that_the_job_required(tmp_path: Path) -> None:
+    with world(tmp_path, teams=TEAMS, nodes=NODES, settings=parse_pool(RACKS)) as w:
+        job = w.submit("ops", workers=6, seconds="60", required_topology="rack")
+        w.run(1)
+        assert where(w, job) == {"n0", "n1"}
+        ask = GrowAsk(workers=2, milli_gpu=1000, gpu_mib=0, milli_cpu=0, timeout_s=5, job_id=job)
+        answers: list[object] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(w.service.grow(w.caller("ops"), ask)), daemon=True
         )
-        request = sublease_request(Row(), JobAsk.model_validate(parsed.model_dump()), 500)  # type: ignore[arg-type]
-        assert request.constraints.regions == ("eu",)
+        asking.start()
+        (waiting,) = until(lambda: list(w.service.core.book.pending.values()), 5, "the ask to be written")
+        assert [term.text() for term in waiting.constraints.select] == ["zone=z0", "rack=r1"]
+        w.run(1)
+        asking.join(10)
+        assert answers and where(w, job) == {"n0", "n1"}, "two of the eight free devices are in its rack"
+        assert sum(lease.milli_gpu for lease in w.service.core.book.ledger.held_by(job)) == 8000
+
+
+POWER = """
+nodes: [{match: "n[01]", labels: {rack: r0}}]
+power: {watts: {L4: 100, gpus: 300}, caps: {r0: 300}}
+"""
+
+
+def test_a_rack_never_draws_more_than_its_cap(tmp_path: Path) -> None:
+    with world(tmp_path, teams=TEAMS, nodes=NODES[:2], settings=parse_pool(POWER)) as w:
+        with pytest.raises(Infeasible, match="a power cap allows less: rack r0"):
+            w.submit("ops", workers=4)
+        first, second = (w.submit("ops", workers=2, seconds="10") for _ in range(2))
+        w.run(2)
+        assert w.states(first, second) == ["RUNNING", "PENDING"]
+        reason = w.job(second).reason
+        assert reason is not None and reason["code"] == "power-cap"
+        assert "rack r0 (200 of 300 W)" in w.job(second).message
+        w.run(12)
+        assert w.states(first, second) == ["SUCCEEDED", "RUNNING"]
 
 
 def test_a_label_that_changes_is_seen_stored_and_told(tmp_path: Path) -> None:
