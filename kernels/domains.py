@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moorage.kernels import placing_scores
-from moorage.kernels.jit import inner
+from moorage.kernels.jit import small
 from moorage.kernels.placing import devices_for, fresh
 from moorage.kernels.placing_scores import FAR
 from moorage.kernels.pool import ANY, PREFERRED, REQUIRED, SPREAD, SPREAD_BY, Limits, Pool
@@ -22,7 +22,7 @@ Bool = npt.NDArray[np.bool_]
 WHOLE = 1000
 
 
-@inner
+@small
 def bound(limits: Limits, head: int, worker: int) -> bool:
     """Whether a gang of these classes is bound by anything beyond its tasks' own nodes."""
     if not limits.on:
@@ -34,7 +34,7 @@ def bound(limits: Limits, head: int, worker: int) -> bool:
     )
 
 
-@inner
+@small
 def draw(pool: Pool, p: int) -> np.int64:
     """W that the devices in use in domain `p` of the power key are rated for."""
     nodes, limits, used = pool.nodes, pool.limits, np.int64(0)
@@ -44,7 +44,7 @@ def draw(pool: Pool, p: int) -> np.int64:
     return used
 
 
-@inner
+@small
 def powered(pool: Pool, n: int, mask: int) -> bool:
     """Whether the power cap over node `n` allows that devices `mask` come into use, beside those that are."""
     limits = pool.limits
@@ -60,7 +60,7 @@ def powered(pool: Pool, n: int, mask: int) -> bool:
     return more == 0 or draw(pool, p) + more <= limits.cap[p]
 
 
-@inner
+@small
 def within_cap(pool: Pool, n: int) -> bool:
     """Whether the devices in use around node `n` are within their power cap."""
     limits = pool.limits
@@ -70,7 +70,7 @@ def within_cap(pool: Pool, n: int) -> bool:
     return bool(p < 0 or draw(pool, p) <= limits.cap[p])
 
 
-@inner
+@small
 def may_go(pool: Pool, c: int, n: int, to: int, mask: int) -> bool:
     """Whether the one task of a running job may move from node `n` to devices `mask` of node `to`: never out of the
     domain that it required or preferred, nor beyond a power cap."""
@@ -84,7 +84,7 @@ def may_go(pool: Pool, c: int, n: int, to: int, mask: int) -> bool:
     return powered(pool, to, mask)
 
 
-@inner
+@small
 def count(limits: Limits, c: int, n: int, sign: int) -> None:
     """Count a worker of class `c` on node `n` (or, with -1, no longer)."""
     if limits.rules[c, SPREAD] > 0:
@@ -92,7 +92,7 @@ def count(limits: Limits, c: int, n: int, sign: int) -> None:
         limits.tally[n if by < 0 else limits.domain[by, n]] += sign
 
 
-@inner
+@small
 def _spare(limits: Limits, c: int, n: int) -> np.int64:
     """How many more workers may be on node `n` before there are too many on it, or in its domain."""
     most = limits.rules[c, SPREAD]
@@ -103,7 +103,7 @@ def _spare(limits: Limits, c: int, n: int) -> np.int64:
     return most - limits.tally[at] if at >= 0 else np.int64(0)
 
 
-@inner
+@small
 def holds(pool: Pool, c: int, n: int) -> np.int64:
     """How many tasks of class `c` node `n` has room for together. Under the raylet's rule memory may allow fewer."""
     nodes, classes = pool.nodes, pool.classes
@@ -128,13 +128,13 @@ def holds(pool: Pool, c: int, n: int) -> np.int64:
     return min(fit, pool.scores.state[n, placing_scores.IDLE] * WHOLE // milli)
 
 
-@inner
+@small
 def may_take(pool: Pool, c: int, n: int, mask: int, worker: bool) -> bool:
     """Whether spread (of a worker) and power allow a task of class `c` on devices `mask` of node `n`."""
     return (not worker or _spare(pool.limits, c, n) > 0) and powered(pool, n, mask)
 
 
-@inner
+@small
 def best_of(
     pool: Pool, c: int, models: int, worker: bool, where: tuple[int, int, int, int, int]
 ) -> tuple[int, int]:
@@ -158,7 +158,7 @@ def best_of(
     return at, mask
 
 
-@inner
+@small
 def smallest(limits: Limits, level: int, key: int, enough: int, least: int) -> int:
     """The domain of `key` with the least room (in `hold[level]`) that has room for `enough`; where there is none, the
     one with most, if that is `least` at least; -1 = none. Ties go to the first. It counts as tried then, and is not

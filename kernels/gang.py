@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels.domains import best_of, bound, count, holds, may_take, smallest
-from moorage.kernels.jit import inner, outer
+from moorage.kernels.domains import best_of, bound, count, holds, smallest
+from moorage.kernels.jit import inner, outer, small
 from moorage.kernels.placing import find, take
 from moorage.kernels.placing_scores import Classes, Nodes
 from moorage.kernels.pool import FIRST, PREFERRED, REQUIRED, Pool
@@ -120,7 +120,7 @@ def place_within(
     return -1
 
 
-@inner
+@small
 def _room_by_domain(pool: Pool, c: int, key: int, row: int, low: int, high: int, level: int) -> None:
     """Into `hold[level]` how many tasks of class `c` each domain of `key` has room for on these nodes."""
     limits = pool.limits
@@ -148,7 +148,7 @@ def _place_bound(
     Where one domain must hold the gang, domains are tried from the one with the least room that has enough for all,
     then from the one with most; the first that takes all wins, else the one that took most. Where few domains are
     preferred, the first is the smallest with room for all; where there is none, the largest are taken in turn, and last
-    the smallest that holds the rest. It is one function because `find` is compiled again into each that calls it.
+    the smallest that holds the rest. It is one function: each more would be compiled into all that call it.
     """
     nodes, classes, scores, limits = pool.nodes, pool.classes, pool.scores, pool.limits
     head, worker, heads, total, counting, models = gang
@@ -181,14 +181,9 @@ def _place_bound(
                 n, devices, one = -1, 0, limits.rules[c, FIRST]
                 if one < 0:
                     one = c
-                while True:
-                    scan = where[0] < every
-                    if not scan:
-                        n, devices = find(nodes, classes, scores, pool.scoring, one, models, pool.raylet)
-                        scan = n >= 0 and not may_take(pool, one, n, devices, placed >= heads)
-                    if scan:
-                        n, devices = best_of(pool, one, models, placed >= heads, where)
-                    if n >= 0 or one == c:
+                while n < 0:
+                    n, devices = best_of(pool, one, models, placed >= heads, where)
+                    if one == c:
                         break
                     one = c
                 if n < 0:
@@ -207,7 +202,7 @@ def _place_bound(
         _take_back(pool, gang, placed, left, node, mask)
 
 
-@inner
+@small
 def _take_back(
     pool: Pool, gang: tuple[int, int, int, int, bool, int], placed: int, left: I64, node: I64, mask: I64
 ) -> None:

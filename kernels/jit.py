@@ -21,3 +21,8 @@ def outer(function: Callable[..., Any]) -> Any:
 def inner(function: Callable[..., Any]) -> Any:
     """A kernel that only kernels call."""
     return numba.njit(cache=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def small(function: Callable[..., Any]) -> Any:
+    """A part of a kernel, written into it where it is used: to hand it a named tuple then costs nothing to compile."""
+    return numba.njit(inline="always", _nrt=False)(function)
