@@ -14,7 +14,7 @@ from moorage.kernels import placing_scores
 from moorage.kernels.jit import small
 from moorage.kernels.placing import devices_for, fresh
 from moorage.kernels.placing_scores import FAR
-from moorage.kernels.pool import ANY, PREFERRED, REQUIRED, SPREAD, SPREAD_BY, Limits, Pool
+from moorage.kernels.pool import ANY, SPREAD, SPREAD_BY, Limits, Pool
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -68,20 +68,6 @@ def within_cap(pool: Pool, n: int) -> bool:
         return True
     p = limits.domain[limits.power_by, n]
     return bool(p < 0 or draw(pool, p) <= limits.cap[p])
-
-
-@small
-def may_go(pool: Pool, c: int, n: int, to: int, mask: int) -> bool:
-    """Whether the one task of a running job may move from node `n` to devices `mask` of node `to`: never out of the
-    domain that it required or preferred, nor beyond a power cap."""
-    limits = pool.limits
-    if not limits.on:
-        return True
-    for column in (REQUIRED, PREFERRED):
-        key = limits.rules[c, column]
-        if key >= 0 and limits.domain[key, n] != limits.domain[key, to]:
-            return False
-    return powered(pool, to, mask)
 
 
 @small

@@ -96,7 +96,7 @@ def bound(limits: Limits, rows: IntArray) -> npt.NDArray[np.bool_]:
 
 
 def keep_in_place(limits: Limits, may: npt.NDArray[Any], first: IntArray, klass: IntArray) -> None:
-    """Let nobody move who is bound: `may[P]` becomes 0 of pieces with such a task, `first[P+1]` and `klass[T]` theirs."""
+    """Let nobody move who is bound: `may[P]` becomes 0 of pieces with such a task, which are `klass[first[p]..]`."""
     if limits.on and len(klass):
         piece = np.repeat(np.arange(len(first) - 1), np.diff(first))
         may[np.bincount(piece, weights=bound(limits, klass), minlength=len(first) - 1) > 0] = 0

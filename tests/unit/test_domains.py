@@ -413,7 +413,10 @@ def test_the_same_rack_needs_are_planned_alike_whatever_was_planned_before() -> 
 def pushing(case: Case, policy: Policy, **running: Job) -> tuple[list[str], tuple[str, ...]]:
     """Plan for `case.job` at priority 10 over the held jobs, all preemptible: (placements, who must leave)."""
     ledger = build(case)
-    jobs = {lease: request(lease, Job(workers=1, preemptible=True), "other") for lease in ledger.leases}
+    jobs = {
+        lease.lease: request(lease.lease, Job(workers=len(lease.tasks), preemptible=True), "other")
+        for lease in ledger.leases.values()
+    }
     wanted = replace(request("j", case.job), priority=10)
     snapshot = Snapshot(
         version=ledger.version,
