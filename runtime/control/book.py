@@ -18,6 +18,7 @@ from moorage.runtime.control import records
 from moorage.runtime.control.api import PENDING
 from moorage.runtime.control.deciding import Told
 from moorage.runtime.control.tables import jobs, leases, nodes, subleases
+from moorage.scheduling.accounts import HOUR_NS
 from moorage.scheduling.constraints import Constraints
 from moorage.scheduling.domains import staying
 from moorage.scheduling.ledger import Event, LeaseGranted, Ledger, NodeDown, NodeUp, TeamSet, step
@@ -201,7 +202,7 @@ def policy_of(settings: PoolSettings) -> Policy:
     return Policy(
         topology=settings.topology,
         power=settings.power.policy(),
-        half_life_ns=settings.usage_half_life_h * 3600 * 10**9,
+        half_life_ns=settings.usage_half_life_h * HOUR_NS,
     )
 
 

@@ -41,7 +41,6 @@ from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store, record
 from moorage.runtime.control.tables import attempts, events, jobs, subleases, team_versions
-from moorage.scheduling.accounts import HOUR_NS
 from moorage.scheduling.model import DeviceRule, Policy
 
 MAX_EVENTS = 1000
