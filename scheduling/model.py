@@ -299,7 +299,7 @@ _SENTENCES: dict[ReasonCode, str] = {
         "starts when the period ends at {until} or the budget is raised"
     ),
     ReasonCode.RESERVED: (
-        "asks for {asked}{model} GPUs, {free} are free; starts in {span} at the latest, by reservation on {place}"
+        "asks for {asked}{model} GPUs, {free} are free; starts in {span} at the latest, by reservation on {limit}"
     ),
     ReasonCode.DELAYS: (
         "there is room, but to start now would delay {first}, which has a reservation; "
