@@ -210,8 +210,9 @@ def content_digest(submission: Submission, ask: JobAsk) -> str:
     values.pop("submission_id"), values.pop("packages")
     values["metadata"] = dict(sorted(values["metadata"].items()))
     asked = ask.model_dump()
-    if ask.constraints == ANYWHERE:  # as before there were any: a submission is the same one over an upgrade
-        del asked["constraints"]
+    for added, nothing in (("constraints", ANYWHERE), ("deadline_ns", None)):
+        if getattr(ask, added) == nothing:  # as before there was one: a submission is the same over an upgrade
+            del asked[added]
     text = json.dumps([SPEC_VERSION, values, asked], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
