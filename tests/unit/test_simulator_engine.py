@@ -130,3 +130,20 @@ def test_what_fits_nowhere_ends_the_run_and_says_so() -> None:
 def test_an_unknown_policy_names_those_there_are() -> None:
     with pytest.raises(NotSimulated, match="there are learned, learned-unbounded, las"):
         run("lottery", Job(0, 1, 1))
+
+
+def test_easy_lets_pass_who_does_not_delay_the_first() -> None:
+    """The small job ends before the big one can start, or it does not."""
+    assert hours(run("easy-oracle", *LATE_SMALL).start_ns) == [0, 10, 2]
+    long = (*LATE_SMALL[:2], Job(2, 9, 1))
+    assert hours(run("easy-oracle", *long).start_ns) == [0, 10, 15]
+    assert hours(run("backfill", *long).start_ns) == [0, 11, 2], (
+        "without a reservation the big one waits for it"
+    )
+
+
+def test_conservative_backfill_delays_nobody_in_line() -> None:
+    """The second in line could start at 15. Under EASY a long small job is in its way, as only the first is minded."""
+    jobs = (Job(0, 10, 3), Job(1, 5, 2), Job(2, 5, 4), Job(3, 20, 1))
+    assert hours(run("easy-oracle", *jobs).start_ns) == [0, 10, 23, 3]
+    assert hours(run("conservative-oracle", *jobs).start_ns) == [0, 10, 15, 20]
