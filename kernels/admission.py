@@ -329,15 +329,21 @@ def admit(
         if first and state[AT] >= len(order):
             state[PASS] = 1
             continue
-        team = 0 if first else next_team(teams, later.head, rows.priority, rows.key, rows.submitted_ns)
-        if team < 0:
-            return DONE
-        row = order[state[AT]] if first else later.head[team]
+        answered = state[ANSWERED] != 0
+        if (
+            answered
+        ):  # for the row that was asked about: who was pushed out for it may have changed whose turn it is
+            row = state[ROW]
+            team = 0 if first else rows.team[row]
+        else:
+            team = 0 if first else next_team(teams, later.head, rows.priority, rows.key, rows.submitted_ns)
+            if team < 0:
+                return DONE
+            row = order[state[AT]] if first else later.head[team]
         if state[TASKS] + 1 + rows.workers[row] > len(out.task_node):
             state[ROW] = row
             return GROW
         tried = WAITS
-        answered = state[ANSWERED] != 0
         state[ANSWERED] = 0
         if rows.team[row] < 0:
             _defer(out, state, row, TEAM_UNKNOWN)

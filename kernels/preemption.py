@@ -191,18 +191,27 @@ def _makes_do_without(
     node: I64,
     mask: I64,
     mem: I64,
+    kept: I64,
 ) -> bool:
-    """Let a piece stay and place the asker, who has a place, in another one. False: all is as it was."""
+    """Let a piece stay and place the asker, who has a place, in another one. False: all is as it was.
+
+    The asker's place is kept in `kept` and taken again: to search for it anew may find none, since a search takes the
+    best node for each task in turn, and others have stayed since.
+    """
     head, worker, least = asker.head, asker.worker, asker.least
+    heads = 1 if head >= 0 else 0
+    for t in range(heads + least):
+        kept[0, t], kept[1, t] = node[t], mask[t]
     undo(pool, head, worker, least, node, mask)
-    stays = _return(running, v, pool, teams, within)
-    if stays:
+    if _return(running, v, pool, teams, within):
         room(teams, asker.team, within)
         if place_within(pool, head, worker, least, least, within, left, node, mask, mem) >= 0:
             return True
         move(running, v, 1, pool, teams)
-    room(teams, asker.team, within)
-    place_within(pool, head, worker, least, least, within, left, node, mask, mem)
+    for t in range(heads + least):
+        node[t], mask[t] = kept[0, t], kept[1, t]
+        c = head if t < heads else worker
+        mem[t] = take(pool.nodes, pool.classes, pool.scores, c, node[t], mask[t], -1)
     return False
 
 
@@ -217,12 +226,14 @@ def make_room(
     node: I64,
     mask: I64,
     mem: I64,
+    kept: I64,
 ) -> int:
     """Ask jobs to leave until the asker's smallest gang fits, and place it. As `place_within`; on -1 nothing changed.
 
     Then who is not needed stays: first whoever's place the asker left free, then whoever lets it fit in another place.
 
-    `within[M]` and `left[M]` are scratch. `running.taken` marks who must leave; the placement holds once they have.
+    `within[M]`, `left[M]` and `kept[2, 1 + asker.least]` are scratch. `running.taken` marks who must leave; the placement
+    holds once they have.
     """
     if len(running.order) == 0:
         return -1
@@ -265,6 +276,6 @@ def make_room(
         may_stay = running.taken[v] and not (running.extra[v] and running.taken[v - 1])
         if tries > 0 and may_stay and running.milli[v] <= free - asker.milli:
             tries -= 1
-            if _makes_do_without(v, asker, running, pool, teams, within, left, node, mask, mem):
+            if _makes_do_without(v, asker, running, pool, teams, within, left, node, mask, mem, kept):
                 free -= running.milli[v]
     return placed

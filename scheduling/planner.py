@@ -262,7 +262,10 @@ class _Decision:
             milli=int(rows.least[row]),
         )
         if len(self.running.order):
-            placed = preemption.make_room(asker, self.running, self.pool, self.teams, allowed, left, *columns)
+            kept = np.zeros((2, 1 + least), np.int64)
+            placed = preemption.make_room(
+                asker, self.running, self.pool, self.teams, allowed, left, *columns, kept
+            )
             if placed >= 0:
                 self._another_future()
                 return int(placed)

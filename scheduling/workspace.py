@@ -21,7 +21,7 @@ from moorage.scheduling.columns import book_columns, class_columns, idle_columns
 from moorage.scheduling.domains import keys_of, limits_of, rules_of
 from moorage.scheduling.ledger import Ledger, Mark
 from moorage.scheduling.model import DeviceRule, IntArray, Policy, Snapshot
-from moorage.scheduling.packing.scorings import best_fit
+from moorage.scheduling.packing.scorings import best_fit, check
 from moorage.scheduling.queue import TaskClass
 
 MOST_KEYS = 2**24
@@ -70,6 +70,7 @@ class Kept:
         ledger = snapshot.ledger
         nodes, classes = node_columns(ledger), class_columns(ledger, ())
         scoring = best_fit(np.arange(len(ledger.up))) if snapshot.scoring is None else snapshot.scoring
+        check(scoring, nodes.model, nodes.devices)
         raylet = snapshot.device_rule is DeviceRule.RAYLET
         keys = keys_of((), policy)
         limits = limits_of(ledger, policy, keys)

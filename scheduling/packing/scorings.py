@@ -60,6 +60,22 @@ def first(tie: I64) -> Scoring:
     return plain(kernel.FIRST, tie)
 
 
+def check(scoring: Scoring, model: I64, devices: I64) -> None:
+    """Raise ValueError when the tables do not reach to these nodes ([N] GPU model rows, [N] devices): a kernel that
+    looked beyond their end would read anything."""
+    if len(scoring.tie) != len(model):
+        raise ValueError(f"the packing rule ranks {len(scoring.tie)} nodes, there are {len(model)}")
+    if scoring.kind != kernel.POTENTIAL or not len(model):
+        return
+    models = len(scoring.value) // (len(scoring.stages) + 1)
+    most = scoring.value.shape[1] - kernel.WHOLE - 2
+    if model.max() >= models or devices.max() > most:
+        raise ValueError(
+            f"the packing tables are for {models} GPU models and up to {most} devices on a node, "
+            f"not for {model.max() + 1} and {devices.max()}"
+        )
+
+
 def potential(tie: I64, mix: Mix, pool: Pool) -> Scoring:
     """Where what can still be packed falls least (`values`). Best fit for a mix without tasks of up to one GPU."""
     single = (mix.milli > 0) & (mix.milli <= kernel.WHOLE)

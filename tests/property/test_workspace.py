@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from moorage.scheduling.ledger import (
     LeaseGranted,
     LeaseReleased,
+    LeaseResized,
     Ledger,
     NodeDown,
     NodeUp,
@@ -29,6 +30,7 @@ from moorage.scheduling.model import (
     Policy,
     Shape,
     Snapshot,
+    TaskPlacement,
     TeamSpec,
     unmask,
 )
@@ -78,6 +80,7 @@ class World:
         )
 
     def tables(self):  # type: ignore[no-untyped-def]
+        self.valued = self.ledger.lineage, self.ledger.layout
         classes = Queue.of([self.job() for _ in range(6)]).classes
         return scoring(self.name, self.ledger, classes, np.ones(len(classes), np.int64), 7)
 
@@ -111,8 +114,8 @@ class World:
             running=replace(running, movable=movable) if self.rng.random() < 0.7 else None,
             scoring=self.scoring,
         )
-        if self.scoring is not None and len(self.scoring.tie) != len(self.ledger.up):
-            self.scoring = self.tables()
+        if self.scoring is not None and self.valued != (self.ledger.lineage, self.ledger.layout):
+            self.scoring = self.tables()  # for the nodes as they are now
             snapshot = replace(snapshot, scoring=self.scoring)
         policy = Policy(hold_after_ns=5, moves=2)
         kept, fresh = plan(snapshot, policy, self.now, self.workspace), plan(snapshot, policy, self.now)
@@ -128,6 +131,10 @@ class World:
             step(ledger, LeaseReleased(name, lease.epoch))
         for name in decided.preempted:
             self.waiting.append(self.jobs.pop(name))
+        for name, kept in zip(decided.shrunk, decided.shrunk_tasks.tolist(), strict=True):
+            self.resize(name, kept)
+        for name, more in list(decided.growth(snapshot)):
+            self.resize(name, len(ledger.leases[name].tasks), more)
         for i, name in enumerate(decided.moved):
             task = replace(
                 dict(left)[name].tasks[0],
@@ -138,6 +145,10 @@ class World:
         for request, tasks in made[: int(self.rng.integers(0, len(made) + 2))]:
             self.waiting.remove(request)
             self.grant(request.job, request, tasks)
+
+    def resize(self, name: str, kept: int, more: tuple[TaskPlacement, ...] = ()) -> None:
+        epoch, granted = self.ledger.leases[name].epoch, self.ledger.last_epoch + 1
+        step(self.ledger, LeaseResized(name, epoch, granted, kept, more))
 
     def grant(self, name: str, request: JobRequest, tasks) -> None:  # type: ignore[no-untyped-def]
         epoch = self.ledger.last_epoch + 1
@@ -162,6 +173,23 @@ def test_a_kept_workspace_plans_as_a_fresh_one(seed: int, name: str, rule: Devic
             world.apply(snapshot, decided)
         if world.rng.random() < 0.6:
             world.something()
+
+
+@pytest.mark.parametrize("kept", [None, Workspace()])
+def test_tables_that_do_not_reach_to_the_nodes_are_refused(kept: Workspace | None) -> None:
+    world = World(3, "potential", DeviceRule.FREE)
+    snapshot, _ = world.decide()
+    for spec, said in (
+        (NodeSpec(name="n0", gpu_model="A", devices=9), "up to 4 devices"),
+        (NodeSpec(name="n0", gpu_model="C", devices=1), "for 3 GPU models"),
+        (NodeSpec(name="n9", gpu_model="A", devices=1), "ranks 4 nodes, there are 5"),
+    ):
+        other = world.ledger.copy()
+        step(other, NodeUp(spec))
+        if kept is not None:
+            plan(snapshot, Policy(), 0, kept)
+        with pytest.raises(ValueError, match=said):
+            plan(replace(snapshot, ledger=other, version=other.version), Policy(), 0, kept)
 
 
 def test_classes_beyond_the_memory_for_scores_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
