@@ -232,8 +232,8 @@ def make_room(
 
     Then who is not needed stays: first whoever's place the asker left free, then whoever lets it fit in another place.
 
-    `within[M]`, `left[M]` and `kept[2, 1 + asker.least]` are scratch. `running.taken` marks who must leave; the placement
-    holds once they have.
+    `within[M]`, `left[M]` and `kept[2, 1 + asker.least]` are scratch. `running.taken` marks who must leave; the
+    placement holds once they have.
     """
     if len(running.order) == 0:
         return -1

@@ -33,8 +33,8 @@ def job(name: str, team: str, at: int, milli: int, priority: int = 0) -> JobRequ
 
 
 def test_who_is_pushed_out_changes_the_turn_and_not_the_answer() -> None:
-    """`few` holds less, so its job is next, and pushes out the two GPUs of `many`. Then `many` holds less: the place that
-    was found, one GPU, is not for its job of two."""
+    """`few` holds less, so its job is next, and pushes out the two GPUs of `many`. Then `many` holds less: the place
+    that was found, one GPU, is not for its job of two."""
     ledger = Ledger()
     for team in ("many", "few"):
         step(ledger, TeamSet(TeamSpec(name=team)))
