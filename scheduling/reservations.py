@@ -5,7 +5,8 @@ backfill, Lifka, JSSPP 1995; all: conservative backfill, Mu'alem and Feitelson, 
 time at which they fit, and nodes. A later job starts now if it ends before the first reservation begins, or if all
 reservations can still be kept at their times with it in place, on other nodes if need be. So within a plan no
 reservation gets later; and as the next plan looks at the same jobs in the same order, with ends that are no later, it
-finds each one a time that is no later, as long as nobody comes in front and nobody is pushed out.
+finds each one a time that is no later, as long as nobody comes in front (also not one who was there, held back by its
+team's limit or quota alone) and nobody is pushed out.
 """
 
 from __future__ import annotations

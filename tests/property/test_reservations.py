@@ -18,6 +18,7 @@ from moorage.scheduling.model import (
     NodeSpec,
     Plan,
     Policy,
+    ReasonCode,
     Shape,
     Snapshot,
     TeamSpec,
@@ -170,7 +171,8 @@ def test_a_promised_time_is_kept_or_beaten(
     quotas: tuple[int, ...],
 ) -> None:
     """Jobs come one by one, run for their limit or less, and are planned at every change: nobody who was promised a
-    time, the first in line under EASY and everybody under conservative backfill, starts later."""
+    time, the first in line under EASY and everybody under conservative backfill, starts later; but for who had somebody
+    before it that only its team's limit or quota held back."""
     pool = Pool(2, 4, rule, quotas)
     come = [replace(job, max_runtime_ns=max(1, job.max_runtime_ns)) for job in mixed(shapes)]
     if quotas:  # of two teams in turn, as far as the second may ever hold them
@@ -193,10 +195,16 @@ def test_a_promised_time_is_kept_or_beaten(
         if not waiting:
             continue
         made = pool.decide(waiting, reservations)
+        held_by_team = [
+            int(row)
+            for row, reason in zip(made.deferred, made.reasons, strict=True)
+            if reason.code in (ReasonCode.TEAM_LIMIT, ReasonCode.TEAM_QUOTA)
+        ]
         for one in made.reserved:
             name = waiting[one.row].job
             assert one.start_ns <= promised.get(name, FOREVER), "later than was promised"
-            promised[name] = one.start_ns
+            # who is before it, and is held by its team's figures alone, may go first once they allow
+            promised[name] = FOREVER if any(row < one.row for row in held_by_team) else one.start_ns
         for name in pool.start(made):
             assert now <= promised.get(name, FOREVER), "starts later than was promised"
             promised[name] = -1
