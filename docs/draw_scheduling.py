@@ -288,7 +288,65 @@ def moves() -> Sheet:
     return sheet
 
 
-PICTURES = (quota, sharing, fragmentation, packing, devices, gang, backfill, oldest, attained, decay, moves)
+def elastic() -> Sheet:
+    """Workers are given up before anybody leaves, and taken again."""
+    sheet = Sheet(
+        "A gang gives up workers before anybody leaves, and takes them again when nobody waits", 720, 150
+    )
+    sheet.text(20, 22, "a gang of 1 to 4 workers; a job of higher priority comes, and ends", "t")
+    at, gang = 20.0, [("A", 1.0)]
+    for words, held in (
+        ("alone: 4 workers", [gang] * 4),
+        ("the last two are given up", [gang, gang, [("new", 1.0)], [("new", 1.0)]]),
+        ("nobody waits: it takes two again", [gang] * 4),
+    ):
+        at = sheet.node(at, 40, words, held)
+    sheet.text(20, 138, "nobody was pushed out; between two steps a gang is left alone for ten minutes")
+    return sheet
+
+
+def serving() -> Sheet:
+    """Models share devices (AlpaServe's example)."""
+    sheet = Sheet("Bursts of one model find the device of another idle", 640, 250)
+    sheet.text(20, 22, "two models, two devices, a burst of four requests for A", "t")
+    for y, words, lanes in (
+        (
+            48,
+            "apart: a burst waits on its own device while the other is idle",
+            (("A", ((0, "A"), (90, "A"), (180, "A"), (270, "A"))), ("B", ((135, "B"),))),
+        ),
+        (
+            154,
+            "shared: half of the burst goes to each; B waits a little, the last of A half as long",
+            (("A, B", ((0, "A"), (90, "A"))), ("A, B", ((0, "A"), (90, "A"), (180, "B")))),
+        ),
+    ):
+        sheet.text(20, y, words)
+        for number, (models, requests) in enumerate(lanes, 1):
+            top = y + 10 + 34 * (number - 1)
+            sheet.text(20, top + 18, f"device {number}: {models}")
+            sheet.box(120, top, 480, 26, line=SOFT)
+            for x, who in requests:
+                sheet.box(120 + x, top, 86, 26, fill=COLOURS[who], words=who)
+    sheet.line(480, 50, 480, 240, dash=True)
+    return sheet
+
+
+PICTURES = (
+    quota,
+    sharing,
+    fragmentation,
+    packing,
+    devices,
+    gang,
+    backfill,
+    oldest,
+    attained,
+    decay,
+    elastic,
+    moves,
+    serving,
+)
 
 
 def render() -> dict[str, str]:

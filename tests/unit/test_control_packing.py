@@ -21,7 +21,7 @@ NODES = tuple(SimNode(name=f"node-{n}") for n in range(3))
 def kinds(pool: World) -> object:
     """The rule that the next decision packs by."""
     with pool.service.store.lock:
-        scoring = pool.service.core.snapshot(()).scoring
+        scoring = pool.service.core.snapshot((), {}).scoring
     return "best-fit" if scoring is None else scoring.kind
 
 
@@ -41,7 +41,7 @@ def test_it_packs_by_best_fit_until_it_knows_the_mix(tmp_path: Path, monkeypatch
         renew(pool)
         assert kinds(pool) == POTENTIAL
         with pool.service.store.lock:
-            first, again = (pool.service.core.snapshot(()).scoring for _ in range(2))
+            first, again = (pool.service.core.snapshot((), {}).scoring for _ in range(2))
         assert first is again, "a workspace keeps its scores only for the same tables"
 
 
@@ -56,7 +56,7 @@ def test_new_tables_are_asked_for_when_the_nodes_are_others(
         pool.backend.nodes += (SimNode(name="node-new", gpu_model="H100"),)
         pool.run(1)
         until(lambda: kinds(pool) == POTENTIAL, 30, "tables for the new model")
-        scoring = pool.service.core.snapshot(()).scoring
+        scoring = pool.service.core.snapshot((), {}).scoring
         assert scoring is not None and len(scoring.tie) == 3
 
 

@@ -40,6 +40,7 @@ def jobs(teams: list[int], gpus: list[int], hours: list[float]) -> Jobs:
             kind=Kind.JOBS,
         ),
         64000,
+        np.zeros(len(set(teams)), np.int64),
     )
 
 
@@ -86,13 +87,15 @@ def test_who_runs_without_an_end_puts_the_likes_of_it_behind() -> None:
     assert found is not None and found[0] > found[1]
 
 
-def test_a_new_run_is_fixed_for_a_while() -> None:
+def test_a_new_run_stays_where_it_is_for_a_while() -> None:
     known = jobs([0], [1], [9])
     rank = Learned(known, None)
     known.started_ns[0], known.now_ns = MINUTE, MINUTE + LEAST_RUN_NS - 1
-    assert rank(known, rows(), rows(0)).fixed.tolist() == [1]
+    found = rank(known, rows(), rows(0))
+    assert found.least_run_ns == LEAST_RUN_NS, "nobody pushes it out: the planner sees to that"
+    assert found.movable.tolist() == [0]
     known.now_ns += 1
-    assert rank(known, rows(), rows(0)).fixed.tolist() == [0]
+    assert rank(known, rows(), rows(0)).movable.tolist() == [1]
 
 
 def test_who_was_queued_too_long_goes_first_and_stays() -> None:
