@@ -2,7 +2,8 @@
 
 No trace of that size can be had, so the jobs are made up, with the tails of Philly's (Jeon et al., USENIX ATC'19): most
 take one GPU, run times are log-normal with a median of a quarter of an hour and a mean of several hours. They come at
-random over the time in which they ask for all of the pool, so that queues build up.
+random over a time in which they ask for 1.7 times the pool; as the long ones go on after it, the pool is full for the
+second half of it, and queues build up.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from moorage.scheduling.simulator.model import JobsResult, Kind, Workload
 
 POLICIES = ("learned", "backfill")
 TEAMS = 14
-LOAD = 1.0
+LOAD = 1.7
 SECOND = 10**9
 MEDIAN_S, SIGMA = 900.0, 2.3
 LONGEST_S = 60 * 86_400
