@@ -54,6 +54,11 @@ def choose(
             free = _let_go(milli, holds, victims, upto, got, milli[row])
         holds[row] = True
         free -= milli[row]
+    for at in range(count - 1, -1, -1):  # what was left over after all may hold one that had to go
+        row = victims[at]
+        if not holds[row] and milli[row] <= free:
+            holds[row] = True
+            free -= milli[row]
     return holds
 
 
