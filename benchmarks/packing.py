@@ -26,6 +26,7 @@ from _frame import Figure, main
 
 from moorage.runtime.history.openb import read_jobs, read_nodes
 from moorage.scheduling.model import DeviceRule, NodeSpec
+from moorage.scheduling.packing.values import fewest_devices
 from moorage.scheduling.simulator.model import JOB_CLASSES, Workload
 from moorage.scheduling.simulator.openb import acceptance
 from moorage.scheduling.simulator.replay import replay
@@ -58,6 +59,9 @@ class Run:
     """GPU allocation in percent at each of DEMANDS"""
     by_class: dict[str, float]
     """percent of the jobs of a class that got a place"""
+    needed: float
+    """devices that the accepted jobs need however they are placed (a bound by linear programming), percent of all: the
+    nearer to 100, the less any other placement of the same jobs could leave free"""
     rate: float
     """accepted jobs, each of one task, per second inside `plan()`"""
 
@@ -67,12 +71,14 @@ def run(nodes: Sequence[NodeSpec], workload: Workload, policy: str, rule: Device
         replay(nodes, workload, demand=1.3, seed=seed, policy=policy, rule=rule, stopwatch=time.perf_counter)
         for seed in seeds
     ]
+    devices, milli = sum(node.devices for node in nodes), workload.gpus()
     came, got = np.sum([acceptance(workload, one.order, one.accepted) for one in runs], axis=0)
     return Run(
         curve=tuple(float(np.mean([one.allocation[d] for one in runs])) for d in DEMANDS),
         by_class={
             name: 100 * float(g) / float(c) for name, c, g in zip(JOB_CLASSES, came, got, strict=True) if c
         },
+        needed=100 * float(np.mean([fewest_devices(milli[o.order[o.accepted]]) for o in runs])) / devices,
         rate=sum(int(one.accepted.sum()) for one in runs) / sum(one.elapsed_s for one in runs),
     )
 
@@ -102,7 +108,10 @@ def of_list(
     for (policy, rule), one in found.items():
         curve = " ".join(f"{d} %: {value:.2f}" for d, value in zip(DEMANDS, one.curve, strict=True))
         classes = " ".join(f"{label}: {value:.1f}" for label, value in one.by_class.items())
-        note(f"{name:12s} {policy:10s} {rule:7s} {curve} | accepted % {classes} | {one.rate:,.0f}/s")
+        note(
+            f"{name:12s} {policy:10s} {rule:7s} {curve} | accepted % {classes} | "
+            f"needs {one.needed:.2f} | {one.rate:,.0f}/s"
+        )
     ours, free = found[OURS, DeviceRule.RAYLET], found[OURS, DeviceRule.FREE]
     fgd, fgd_free = found[PEER, DeviceRule.RAYLET], found[PEER, DeviceRule.FREE]
     here = "FGD, same run, "

@@ -118,6 +118,20 @@ def tables(mix: Mix, pool: Pool, weights: Weights | None = None) -> tuple[I64, I
     return _whole(value), _whole(price), stages
 
 
+def fewest_devices(milli: I64) -> float:
+    """A lower bound on the devices that hold tasks of `milli` GPU each, however they are placed.
+
+    Tasks of whole devices take their own; the fractions count at the duals of the cutting-stock programme (Gilmore
+    and Gomory, 1961), memory and CPU not counted. Raises ValueError for a task of a device and a part of one.
+    """
+    whole, part = milli[milli >= WHOLE], milli[(milli > 0) & (milli < WHOLE)]
+    if (whole % WHOLE).any():
+        raise ValueError("a task uses a part of one device, or whole devices")
+    sizes, count = np.unique(part, return_counts=True)
+    prices = np.array(_size_prices(tuple(sizes.tolist()), tuple(count.tolist()))) if len(sizes) else sizes
+    return float(whole.sum() + prices @ count) / WHOLE
+
+
 def _points(weights: Weights) -> tuple[F64, F64]:
     """The price points: CPU rising at the least price of memory, then memory rising at the least price of CPU."""
     cpu = np.linspace(0, 1, weights.cpu_points) ** weights.spread * weights.cpu_most + weights.cpu_least

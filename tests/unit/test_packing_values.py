@@ -11,7 +11,7 @@ from moorage.kernels.placing_scores import Classes, Nodes, Scoring
 from moorage.kernels.placing_values import best_pattern, fillings
 from moorage.scheduling.packing import scorings
 from moorage.scheduling.packing.classes import Mix
-from moorage.scheduling.packing.values import Pool, _asked, _size_prices, tables
+from moorage.scheduling.packing.values import Pool, _asked, _size_prices, fewest_devices, tables
 
 POOL = Pool(milli_by_model=(0, 80_000), width=8, milli_cpu=1_000_000)
 
@@ -79,6 +79,39 @@ def test_prices_never_claim_more_than_one_device_per_device() -> None:
         assert pattern @ sizes <= 1000
         # weak duality: the devices that all tasks need, were they liquid, are no more than the prices say
         assert prices @ demand >= sizes @ demand * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "devices"),
+    [
+        ((), 0),
+        ((0, 0), 0),  # tasks without a GPU
+        ((1000, 8000), 9),
+        ((810, 810, 810), 3),  # two never share one
+        ((470, 470, 470), 1.5),  # a bound, not a count
+        ((810, 190, 600, 400), 2),
+        ((1000, 500, 500, 500), 2.5),
+    ],
+)
+def test_fewest_devices_of_any_placement(tasks: tuple[int, ...], devices: float) -> None:
+    assert fewest_devices(column(*tasks)) == pytest.approx(devices)
+
+
+def test_no_packing_uses_fewer_devices_than_the_bound() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        tasks = np.sort(rng.integers(1, 1001, 30))[::-1]
+        bins: list[int] = []
+        for task in tasks.tolist():  # first fit decreasing: a packing, so never below a true bound
+            at = next((i for i, used in enumerate(bins) if used + task <= 1000), len(bins))
+            bins[at : at + 1] = [(bins[at] if at < len(bins) else 0) + task]
+        bound = fewest_devices(tasks)
+        assert tasks.sum() / 1000 * (1 - 1e-6) <= bound <= len(bins) + 1e-6
+
+
+def test_a_task_of_a_device_and_a_half_has_no_bound() -> None:
+    with pytest.raises(ValueError, match="whole devices"):
+        fewest_devices(column(1500))
 
 
 def test_a_hole_is_worth_its_best_filling() -> None:
