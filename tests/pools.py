@@ -142,14 +142,21 @@ class Pool:
 
 
 def start(wishes: dict[str, Any]) -> Pool:
-    """`moorage up` with `wishes` (see the `pool` fixture); fails the test with the logs when it does not."""
-    pool = Pool(home=short_folder(), port=free_port())
+    """`moorage up` with `wishes` (see the `pool` fixture); fails the test with the logs when it does not.
+
+    Two more wishes: `environment`, variables of the operator's shell; `pool`, one that is down and comes up again.
+    """
+    pool = wishes.get("pool") or Pool(home=short_folder(), port=free_port())
     teams = pool.home / "given-teams.yaml"
     teams.write_text(wishes.get("teams", TEAMS), encoding="utf-8")
     shape = ["--nodes", str(wishes.get("nodes", 2)), "--logical-gpus", str(wishes.get("logical_gpus", 4))]
     more = [str(option) for option in wishes.get("options", ())]
     began = time.monotonic()
-    done = moorage("up", "--json", "--port", str(pool.port), "--teams", teams, *shape, *more, home=pool.home)
+    done = moorage(
+        *("up", "--json", "--port", str(pool.port), "--teams", teams, *shape, *more),
+        home=pool.home,
+        extra=wishes.get("environment"),
+    )
     pool.up_seconds = time.monotonic() - began
     if done.returncode != 0:
         logs = pool.logs()
