@@ -184,10 +184,16 @@ class MemoryControl:
         return {"nodes": [], "queue": [], "teams": [], "caller": caller.principal}
 
     def events(
-        self, caller: api.Caller, after: int = 0, limit: int = 100, job_id: str | None = None
+        self,
+        caller: api.Caller,
+        after: int = 0,
+        limit: int = 100,
+        job_id: str | None = None,
+        last: bool = False,
     ) -> list[dict[str, Any]]:
         everything = [{"seq": n, "job_id": job_id} for n in range(1, 8)]
-        return [one for one in everything if one["seq"] > after][:limit]
+        found = [one for one in everything if one["seq"] > after]
+        return found[-limit:] if last else found[:limit]
 
     def grow(self, caller: api.Caller, ask: api.GrowAsk) -> api.SubleaseView:
         self.asked.append(ask)
@@ -238,6 +244,14 @@ class MemoryControl:
 
     def cost(self, caller: api.Caller) -> dict[str, Any]:
         return {"teams": [], "jobs": []}
+
+    def usage(self, caller: api.Caller, minutes: int, points: int) -> dict[str, Any]:
+        return {
+            "from_ns": 0,
+            "to_ns": minutes * 60 * 10**9,
+            "capacity_milli_gpu": 0,
+            "teams": {"ops": [0] * points},
+        }
 
     def health(self) -> dict[str, Any]:
         return {"ok": True, "ray": "reachable", "tick_age_ms": 5, "pending": 0, "running": 0}

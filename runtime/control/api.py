@@ -219,9 +219,15 @@ class Control(Protocol):
         """nodes, devices and their holders, queue with reasons, teams with quota/used/borrowed; JSON values."""
 
     def events(
-        self, caller: Caller, after: int = 0, limit: int = 100, job_id: str | None = None
+        self,
+        caller: Caller,
+        after: int = 0,
+        limit: int = 100,
+        job_id: str | None = None,
+        last: bool = False,
     ) -> list[dict[str, Any]]:
-        """The audit record the caller may see, oldest first, with seq > `after`."""
+        """The audit record the caller may see, oldest first, with seq > `after`; `last`: the end of it, not the
+        begin, where there is more than `limit`."""
 
     def grow(self, caller: Caller, ask: GrowAsk) -> SubleaseView:
         """Blocks up to `ask.timeout_s`; LeaseTimeout carries the reason and leaves nothing held."""
@@ -242,6 +248,9 @@ class Control(Protocol):
 
     def cost(self, caller: Caller) -> dict[str, Any]:
         """GPU-nanoseconds x milli-GPU and micro-dollars per team and per job, folded from lease events."""
+
+    def usage(self, caller: Caller, minutes: int, points: int) -> dict[str, Any]:
+        """milli-GPU that each team held, as means over `points` equal parts of the last `minutes`; for everybody."""
 
     def health(self) -> dict[str, Any]:
         """{"ok": bool, "ray": "reachable"|"unreachable", "tick_age_ms": n, "pending": n, "running": n}."""

@@ -41,7 +41,8 @@ from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store, record
 from moorage.runtime.control.tables import attempts, events, jobs, subleases, team_versions
-from moorage.scheduling.model import DeviceRule, Policy
+from moorage.runtime.control.usage import Usage
+from moorage.scheduling.model import WHOLE, DeviceRule, Policy
 
 MAX_EVENTS = 1000
 
@@ -82,6 +83,7 @@ class Service:
         self.loop = Loop(self.core, backend, where)
         self._explainer = Explainer(self.core, self.loop.policy)
         self._fold = Fold()
+        self._usage = Usage()
 
     def start(self) -> None:
         self.loop.start()
@@ -250,9 +252,15 @@ class Service:
             )
 
     def events(
-        self, caller: Caller, after: int = 0, limit: int = 100, job_id: str | None = None
+        self,
+        caller: Caller,
+        after: int = 0,
+        limit: int = 100,
+        job_id: str | None = None,
+        last: bool = False,
     ) -> list[dict[str, Any]]:
-        query = select(events).where(events.c.seq > after).order_by(events.c.seq)
+        order = events.c.seq.desc() if last else events.c.seq
+        query = select(events).where(events.c.seq > after).order_by(order)
         with self.store.read() as db:
             if job_id is not None:
                 self._visible(db, caller, job_id)
@@ -260,13 +268,26 @@ class Service:
             elif not caller.is_admin:
                 query = query.where(events.c.team.in_(caller.teams))
             rows = db.execute(query.limit(max(1, min(limit, MAX_EVENTS)))).all()
-        return [dict(row._mapping) for row in rows]
+        return [dict(row._mapping) for row in (reversed(rows) if last else rows)]
 
     def cost(self, caller: Caller) -> dict[str, Any]:
         now = self.store.clock.now().control_ns
         with self.store.lock, self.store.read() as db:
             self._fold.advance(db)
             return self._fold.report(now, None if caller.is_admin else caller.teams)
+
+    def usage(self, caller: Caller, minutes: int, points: int) -> dict[str, Any]:
+        now = self.store.clock.now()
+        with self.store.lock, self.store.read() as db:
+            self._usage.advance(db)
+            held = self._usage.report(now.control_ns, minutes, points)
+        ledger = self.core.book.ledger
+        return {
+            "from_ns": now.wall_ns - minutes * 60 * 10**9,
+            "to_ns": now.wall_ns,
+            "capacity_milli_gpu": int(ledger.devices[ledger.up].sum()) * WHOLE,
+            "teams": held,
+        }
 
     def health(self) -> dict[str, Any]:
         now = self.store.clock.now().control_ns

@@ -12,7 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from moorage.runtime.control.api import Caller, Control
-from moorage.runtime.frontdoor import metrics, ownapi, proxy, rayjobs
+from moorage.runtime.frontdoor import metrics, ownapi, page, proxy, rayjobs
 from moorage.runtime.frontdoor.context import CONTEXT, Context
 from moorage.runtime.frontdoor.middleware import LAYERS, access, log
 from moorage.runtime.frontdoor.settings import Settings
@@ -35,6 +35,7 @@ def create_app(control: Control, spool: Spool | None, settings: Settings) -> web
     rayjobs.add(app)
     ownapi.add(app)
     proxy.add(app)
+    page.add(app)
     app.router.add_get("/healthz", metrics.healthz)
     app.router.add_get("/metrics", measured.metrics)
     app.cleanup_ctx.append(_running)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from moorage.errors import Forbidden, InvalidRequest, MoorageError, Unauthenticated
+from moorage.runtime.frontdoor import page
 from moorage.runtime.frontdoor.context import context, principal, set_caller
 from moorage.runtime.frontdoor.wire import load_json
 
@@ -26,7 +27,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger("moorage.frontdoor")
 access = logging.getLogger("moorage.frontdoor.access")
 
-OPEN_PATHS = frozenset({"/healthz", "/moorage/v1/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/moorage/v1/openapi.json"}) | page.PATHS
 PROBLEM = "application/problem+json"
 _CODES = {404: "no-such-route", 405: "method-not-allowed", 413: "too-large"}
 

@@ -141,6 +141,15 @@ class Why(Job):
     holds: list[Held]
 
 
+class Usage(BaseModel):
+    """What teams held over time; `capacity_milli_gpu` is what the pool has now."""
+
+    from_ns: int
+    to_ns: int
+    capacity_milli_gpu: int
+    teams: dict[str, list[int]]
+
+
 class WhoAmI(BaseModel):
     principal: str
     kind: str
@@ -239,9 +248,11 @@ async def events(request: web.Request) -> web.Response:
     ours, job_id = context(request), request.match_info.get("job_id")
     after = whole(request.query, "after", 0, 1 << 62)
     limit = whole(request.query, "limit", 100, 1000)
+    last = whole(request.query, "last", 0, 1000)
     if job_id is not None:
         await ours.call(ours.control.job, caller(request), job_id)
-    return web.json_response(await ours.call(ours.control.events, caller(request), after, limit, job_id))
+    found = await ours.call(ours.control.events, caller(request), after, last or limit, job_id, last > 0)
+    return web.json_response(found)
 
 
 async def grow(request: web.Request) -> web.Response:
@@ -295,11 +306,24 @@ async def cost(request: web.Request) -> web.Response:
     return web.json_response(await ours.call(ours.control.cost, caller(request)))
 
 
+async def usage(request: web.Request) -> web.Response:
+    ours = context(request)
+    minutes = whole(request.query, "minutes", 60, 7 * 24 * 60)
+    points = whole(request.query, "points", 60, 1000)
+    return web.json_response(
+        await ours.call(ours.control.usage, caller(request), max(1, minutes), max(1, points))
+    )
+
+
 async def openapi(request: web.Request) -> web.Response:
     return web.json_response(document(ROUTES))
 
 
-_PAGE = {"after": "only events with a greater sequence number", "limit": "at most so many"}
+_PAGE = {
+    "after": "only events with a greater sequence number",
+    "limit": "at most so many, the oldest of them",
+    "last": "at most so many, the newest of them",
+}
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/moorage/v1/whoami", who_am_i, "Who this token belongs to", answer=WhoAmI),
     Route(
@@ -364,6 +388,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "GET", "/moorage/v1/cost", cost, "GPU time and money per team and job, from the ledger's own events"
+    ),
+    Route(
+        "GET",
+        "/moorage/v1/usage",
+        usage,
+        "milli-GPU held by each team over the last minutes, as means over equal parts of them",
+        answer=Usage,
+        query={"minutes": "how far back, a week at most", "points": "into how many parts, 1000 at most"},
     ),
     Route("GET", "/moorage/v1/openapi.json", openapi, "This document", secured=False),
 )

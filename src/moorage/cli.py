@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "moorage.runtime.commands.status:status",
         "Nodes, devices and their holders, the queue, the teams.",
     ),
+    "page": ("moorage.runtime.commands.page:page", "The address of the pool's web page."),
     "submit": ("moorage.runtime.commands.jobs:submit", "Submit the job a YAML file describes."),
     "jobs": ("moorage.runtime.commands.jobs:jobs", "List jobs."),
     "why": ("moorage.runtime.commands.why:why", "Say why a job waits, and what would start it now."),

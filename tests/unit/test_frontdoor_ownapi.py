@@ -47,7 +47,9 @@ async def test_why_a_job_waits(tmp_path: Path) -> None:
         assert (await door.client.get(path)).status == 401
 
 
-@pytest.mark.parametrize("query", ["after=-1", "after=x", "limit=1e3", "limit=1001", "after=%C2%B2"])
+@pytest.mark.parametrize(
+    "query", ["after=-1", "after=x", "limit=1e3", "limit=1001", "last=1001", "after=%C2%B2"]
+)
 async def test_bad_queries(tmp_path: Path, query: str) -> None:
     async with world(tmp_path) as door:
         answer = await door.client.get(f"/moorage/v1/events?{query}", headers=door.as_("ops"))
@@ -58,6 +60,8 @@ async def test_events_page(tmp_path: Path) -> None:
     async with world(tmp_path) as door:
         answer = await door.client.get("/moorage/v1/events?after=3&limit=2", headers=door.as_("ops"))
         assert [one["seq"] for one in await answer.json()] == [4, 5]
+        answer = await door.client.get("/moorage/v1/events?after=3&last=2", headers=door.as_("ops"))
+        assert [one["seq"] for one in await answer.json()] == [6, 7]
         foreign = await door.submit("research")
         hidden = await door.client.get(f"/moorage/v1/jobs/{foreign}/events", headers=door.as_("ops"))
         assert hidden.status == 404
