@@ -48,6 +48,27 @@ def _rules(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+class PreemptionSettings(BaseModel):
+    """Whether running jobs are told to leave for others. Only jobs that said `preemptible: true` ever are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    enabled: bool = True
+    grace_s: int = Field(default=60, ge=0, le=86_400)
+    """From the notice to the kill: time to write a checkpoint and leave."""
+    least_run_s: int = Field(default=300, ge=0, le=7 * 86_400)
+    """Who started or resumed a shorter time ago is not told to leave for a priority."""
+    reclaim_waits: bool = False
+    """Lent quota is taken back after that time only, too; else at any time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            refuse_unknown(value, cls, "preemption")
+        return value
+
+
 class PoolSettings(BaseModel):
     """What an operator may set. Times are milliseconds where the name says so."""
 
@@ -77,6 +98,8 @@ class PoolSettings(BaseModel):
     """Levels from the outermost, where names repeat within them: [zone, rack] makes `a/r1` and `b/r1` two racks."""
     power: PowerSettings = PowerSettings()
     """Power caps, and what devices are rated for."""
+    preemption: PreemptionSettings = PreemptionSettings()
+    """Who may be told to leave, and how long that takes."""
     database: str = Field(default="", repr=False)
     """postgresql://user:password@host/name; "" is a SQLite file in the pool's home."""
 

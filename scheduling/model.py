@@ -208,6 +208,7 @@ class ReasonCode(StrEnum):
     BUDGET = "budget"
     RESERVED = "reserved"
     DELAYS = "delays"
+    LEAVING = "leaving"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,6 +305,10 @@ _SENTENCES: dict[ReasonCode, str] = {
     ReasonCode.DELAYS: (
         "there is room, but to start now would delay {first}, which has a reservation; "
         "starts after that, or sooner with a shorter max_runtime"
+    ),
+    ReasonCode.LEAVING: (
+        "asks for {asked}{model} GPUs, and room is being made for it: {holders} told to leave; "
+        "starts when that has ended, in {span} at the latest"
     ),
     ReasonCode.BEHIND: "waits behind {first}, which has waited longest and needs the room that is free",
 }
@@ -410,6 +415,10 @@ class Plan:
     words: Words
     preempted: tuple[str, ...] = ()
     """Leases that must be released before the plan's admissions hold."""
+    preempted_for: tuple[int, ...] = ()
+    """By lease in `preempted`: the row of the queue that it is pushed out for, always an admitted one."""
+    preempted_by: tuple[str, ...] = ()
+    """By lease in `preempted`, the rule: "reclaim", "priority" or "index"."""
     shrunk: tuple[str, ...] = ()
     """Leases of gangs that give up workers before the plan's admissions hold: `shrunk[i]` keeps the first
     `shrunk_tasks[i]` of its tasks."""

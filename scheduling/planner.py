@@ -7,9 +7,10 @@ columns are laid out; the loop over them is `kernels.admission`, the placing of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from moorage.kernels import admission, moving, preemption
 from moorage.kernels.gang import Pool, fits_within
@@ -89,6 +90,8 @@ class _Decision:
     reserving: Reservations | None
     """None where nothing is known of the future, or nobody is to reserve."""
     scratch: Scratch | None = None
+    pushed: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Piece of a running job that leaves -> the row it leaves for, and by which rule."""
 
     @classmethod
     def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace) -> _Decision:
@@ -263,13 +266,24 @@ class _Decision:
         )
         if len(self.running.order):
             kept = np.zeros((2, 1 + least), np.int64)
+            before = self.running.taken.copy()
             placed = preemption.make_room(
                 asker, self.running, self.pool, self.teams, allowed, left, *columns, kept
             )
             if placed >= 0:
+                self._pushed(row, asker, before)
                 self._another_future()
                 return int(placed)
         return self._move_for(row, columns, int(state[admission.ADMITTED]))
+
+    def _pushed(self, row: int, asker: preemption.Asker, before: npt.NDArray[np.bool_]) -> None:
+        """Remember for whom those leave who were not `before` marked as leaving."""
+        for v in np.flatnonzero(self.running.taken & ~before).tolist():
+            if asker.entitled and self.running.team[v] != asker.team:
+                rule = "reclaim"
+            else:
+                rule = "priority" if self.running.priority[v] != asker.priority else "index"
+            self.pushed[v] = row, rule
 
     def _another_future(self) -> None:
         """Somebody leaves or moves: what was reserved is to be looked at again."""
@@ -358,6 +372,7 @@ class _Decision:
         moved = log[:, 0]
         reserved = () if self.reserving is None else self.reserving.result(out, state)
         leave, shrunk, kept = self.pieces.left(self.running.taken)
+        whole = np.flatnonzero(self.pieces.rank == 0)[leave].tolist()
         return Plan(
             version=self.snapshot.version,
             admitted=out.admitted[:admitted].copy(),
@@ -372,6 +387,8 @@ class _Decision:
             task_mib=classes.mib[task_class],
             deferred=deferred,
             preempted=tuple(running.leases[v] for v in leave) if running else (),
+            preempted_for=tuple(self.pushed[v][0] for v in whole),
+            preempted_by=tuple(self.pushed[v][1] for v in whole),
             shrunk=tuple(running.leases[v] for v in shrunk) if running else (),
             shrunk_tasks=kept,
             **growing.columns(running, grown),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from moorage.kernels import moving, preemption
 from moorage.kernels.teams import Teams
 from moorage.scheduling.ledger import Ledger
-from moorage.scheduling.model import UNLIMITED, IntArray, JobRequest, Policy, Role, Shape
+from moorage.scheduling.model import UNLIMITED, IntArray, JobRequest, Lease, Policy, Role, Shape
 from moorage.scheduling.queue import TaskClass
 
 _OPTIONAL = (
@@ -31,6 +31,17 @@ _OPTIONAL = (
 
 def _none() -> IntArray:
     return np.zeros(0, np.int64)
+
+
+class Leaver(NamedTuple):
+    """What is known of a running job that may be asked to leave."""
+
+    priority: int
+    ran_ns: int
+    """Since it last started. Also the most it can lose: nobody knows when it wrote its last checkpoint."""
+
+
+_STAYS = Leaver(priority=0, ran_ns=0)
 
 
 class Pieces(NamedTuple):
@@ -140,13 +151,21 @@ class RunningJobs:
         )
 
     @classmethod
-    def holding(cls, ledger: Ledger, ends: Mapping[str, int]) -> RunningJobs:
-        """Every lease of the ledger, none of which may be asked to leave. `ends`: by lease, where it is known."""
+    def holding(
+        cls, ledger: Ledger, ends: Mapping[str, int] | None, leavers: Mapping[str, Leaver] | None = None
+    ) -> RunningJobs:
+        """Every lease of the ledger. `ends`: by lease, where it is known. `leavers`: by job, who may be asked to leave;
+        such a job is one row with all its leases, named by the first. `ends` = None: nothing is reserved."""
+        may = leavers or {}
+        rows_of: dict[str, list[Lease]] = {}
+        for lease in ledger.leases.values():
+            rows_of.setdefault(f"job {lease.job}" if lease.job in may else lease.lease, []).append(lease)
+        held = list(rows_of.values())
         classes: dict[TaskClass, int] = {}
         rows: list[tuple[int, int, int]] = []
         first = [0]
-        for lease in ledger.leases.values():
-            for task in lease.tasks:
+        for leases in held:
+            for task in (task for lease in leases for task in lease.tasks):
                 shape = Shape(
                     milli_gpu=task.milli_gpu, gpu_mib=task.gpu_mib, milli_cpu=task.milli_cpu, mib=task.mib
                 )
@@ -155,17 +174,20 @@ class RunningJobs:
                 rows.append((ledger.node_row[task.node], mask, wanted))
             first.append(len(rows))
         table = np.array(rows, np.int64).reshape(-1, 3)
-        held, none = len(ledger.leases), np.zeros(len(ledger.leases), np.int64)
-        known = (ends.get(name, UNLIMITED) for name in ledger.leases)
+        named = [leases[0] for leases in held]
+        leaver = [may.get(lease.job, _STAYS) for lease in named]
+        milli = [sum(lease.milli_gpu for lease in leases) for leases in held]
+        known = (UNLIMITED if ends is None else ends.get(lease.lease, UNLIMITED) for lease in named)
         return cls(
-            leases=tuple(ledger.leases),
+            leases=tuple(lease.lease for lease in named),
             teams=tuple(ledger.team_names),
-            team=np.array([ledger.team_row[lease.team] for lease in ledger.leases.values()], np.int64),
-            priority=none,
-            key=none,
-            fixed=np.ones(held, np.int64),
-            ends_ns=np.fromiter(known, np.int64, held),
-            lost=none,
+            team=np.array([ledger.team_row[lease.team] for lease in named], np.int64),
+            priority=np.array([one.priority for one in leaver], np.int64),
+            key=np.zeros(len(held), np.int64),
+            fixed=np.array([lease.job not in may for lease in named], np.int64),
+            ran_ns=np.array([one.ran_ns for one in leaver], np.int64) if may else None,
+            ends_ns=None if ends is None else np.fromiter(known, np.int64, len(held)),
+            lost=np.array([m * (o.ran_ns // 10**9) for m, o in zip(milli, leaver, strict=True)], np.int64),
             classes=tuple(classes),
             first=np.array(first, np.int64),
             task_node=np.ascontiguousarray(table[:, 0]),

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from control_world import TEAMS, database_url, sound
 
-from moorage.configs.pool import PoolSettings
+from moorage.configs.pool import PoolSettings, PreemptionSettings
 from moorage.configs.teams import parse_teams
 from moorage.errors import Conflict, MoorageError
 from moorage.runtime.control import failpoints
@@ -32,21 +32,24 @@ from moorage.runtime.control.simbackend import SimBackend, SimNode
 
 ADMIN = Caller(principal="admin", kind="admin", team="", teams=frozenset())
 JOBS = {"short": "0.3", "stopped": "60", "grower": "60", "gang": "0.3"}
+PREEMPTING = ("preempt.", "promise.")
+"""Failpoints of these begin another scene: `own` takes back the quota that `lent` borrows."""
+LENDING = "teams: {ops: {quota: 2}, research: {quota: 2}}"
 DEADLINE_S = 20.0
 
 
-def opened(folder: Path) -> Service:
+def opened(folder: Path, teams: str = TEAMS, nodes: int = 2) -> Service:
     clock = SystemClock()
     backend = SimBackend(
-        [SimNode(name="node-0"), SimNode(name="node-1")], clock, journal=folder / "journal.jsonl"
+        [SimNode(name=f"node-{n}") for n in range(nodes)], clock, journal=folder / "journal.jsonl"
     )
     return Service(
         url=database_url(folder),
-        teams=parse_teams(TEAMS),
+        teams=parse_teams(teams),
         backend=backend,
         token_folder=folder / "tokens",
         where=LaunchSettings(url="http://127.0.0.1:1", data="/d", secret=b"s"),
-        settings=PoolSettings(tick_ms=10),
+        settings=PoolSettings(tick_ms=10, preemption=PreemptionSettings(grace_s=1, least_run_s=0)),
         clock=clock,
     )
 
@@ -88,6 +91,40 @@ def work(folder: Path) -> dict[str, Any]:
     return {"survived": survived, "states": said, "held": held}
 
 
+def lend(folder: Path) -> dict[str, Any]:
+    """Lend (again), take back from a job that ignores its notice, wait until both had their turn."""
+    service = opened(folder, LENDING, nodes=1)
+    survived = sorted(view.job_id for view in service.jobs(ADMIN))
+    service.start()
+
+    def state(job: str) -> str:
+        return service.job(ADMIN, job).state
+
+    for job, team, gpus, seconds in (("lent", "ops", "4", "60"), ("own", "research", "2", "0.3")):
+        metadata = {"team": team, "gpus_per_worker": gpus, "sim.seconds": seconds, "preemptible": "true"}
+        assert service.submit(ADMIN, Submission(entrypoint="x", submission_id=job, metadata=metadata)) == job
+        if job == "lent":
+            wait(lambda: service.job(ADMIN, "lent").started_ns is not None, "the borrower to run")
+    wait(lambda: state("own") == "SUCCEEDED", "the owner to have run")
+    wait(
+        lambda: state("lent") == "RUNNING" and service.job(ADMIN, "lent").attempt == 2, "the borrower's turn"
+    )
+    service.stop(ADMIN, "lent")
+    wait(lambda: state("lent") == "STOPPED", "the borrower to end")
+    service.loop.stop()
+    sound(service, service.store.clock)
+    said = {job: state(job) for job in ("lent", "own")}
+    notices = [one["kind"] for one in service.events(ADMIN, limit=1000, job_id="lent")]
+    held = len(service.core.book.ledger.leases)
+    service.close()
+    return {
+        "survived": survived,
+        "states": said,
+        "held": held,
+        "notices": notices.count("preemption.notice"),
+    }
+
+
 def forked(folder: Path, failpoint: str) -> int:
     """Run `work` in a child with the failpoint armed; its wait status."""
     child = os.fork()
@@ -95,7 +132,8 @@ def forked(folder: Path, failpoint: str) -> int:
         code = 1
         try:
             failpoints.arm(failpoint)
-            (folder / "said.json").write_text(json.dumps(work(folder)))
+            scene = lend if folder.name.startswith(PREEMPTING) else work
+            (folder / "said.json").write_text(json.dumps(scene(folder)))
             code = 0
         except (MoorageError, AssertionError) as error:
             (folder / "error.txt").write_text(repr(error))
@@ -118,6 +156,7 @@ def main() -> None:
             "killed_by": os.WTERMSIG(killed) if os.WIFSIGNALED(killed) else None,
             "second": os.waitstatus_to_exitcode(after),
             "error": error.read_text() if error.exists() else "",
+            "stops": sorted(entry["submission_id"] for entry in journal if entry["op"] == "stop"),
             "launches": sorted(entry["submission_id"] for entry in journal if entry["op"] == "launch"),
             **(json.loads((folder / "said.json").read_text()) if (folder / "said.json").exists() else {}),
         }

@@ -159,6 +159,19 @@ class SubleaseView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoticeView:
+    """A running job was told to leave. Times are wall clock ns; `left_s` is what is left of its grace."""
+
+    attempt: int
+    for_job: str
+    rule: str
+    text: str
+    noticed_ns: int
+    deadline_ns: int
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointView:
     """A published name: requests to `/endpoints/<name>/...` go to `route` of Ray Serve's app `app`.
 
@@ -234,6 +247,15 @@ class Control(Protocol):
 
     def release_sublease(self, caller: Caller, lease_id: str) -> bool:
         """True if it was held. A second call answers False."""
+
+    def notice(self, caller: Caller, job_id: str) -> NoticeView | None:
+        """Whether the caller's job was told to leave. NotFound, Forbidden."""
+
+    def noticed(self, job_id: str) -> bool:
+        """Whether a job was told to leave, from memory: answers at once, for whoever waits for it."""
+
+    def answer_notice(self, caller: Caller, job_id: str, said: str, step: int | None = None) -> bool:
+        """Record what a job says after its notice (`checkpointed`, `leaving`); False when it has none."""
 
     def publish_endpoint(
         self, caller: Caller, name: str, app: str, route: str, job_id: str | None = None

@@ -17,6 +17,7 @@ from moorage.configs.teams import ANY, Teams
 from moorage.runtime.control import records
 from moorage.runtime.control.api import PENDING
 from moorage.runtime.control.deciding import Told
+from moorage.runtime.control.leaving import Leaving, Promise, leaving_from, promises_from
 from moorage.runtime.control.tables import jobs, leases, nodes, subleases
 from moorage.scheduling.accounts import HOUR_NS
 from moorage.scheduling.constraints import Constraints
@@ -32,6 +33,7 @@ from moorage.scheduling.model import (
     Shape,
     TeamSpec,
 )
+from moorage.scheduling.promises import after_leaving
 
 
 class Book:
@@ -45,6 +47,10 @@ class Book:
         self.not_before: dict[str, int] = {}
         """Control time before which a requeued job is not tried again."""
         self.reasons: dict[str, Reason] = {}
+        self.leaving: dict[str, Leaving] = {}
+        """Running jobs that were told to leave."""
+        self.promises: dict[str, Promise] = {}
+        """Waiting jobs and subleases for whom room is being made, the oldest promise first."""
         self.told = Told()
         """Which reasons the audit record has."""
         self.ray_ids: dict[str, str] = {}
@@ -62,6 +68,7 @@ class Book:
         for row in db.execute(select(subleases).where(subleases.c.state == "WAITING")).all():
             parent = db.execute(select(jobs.c.ask).where(jobs.c.id == row.job_id)).scalar_one()
             self.add_sublease(row, JobAsk.model_validate(parent), priority=1000)
+        self.leaving, self.promises = leaving_from(db), promises_from(db)
         self.reasons = {key: reason for key, reason in self.reasons.items() if key in self.pending}
         self.dirty = True
 
@@ -92,10 +99,20 @@ class Book:
             self.dirty = True
         self.not_before.pop(key, None)
         self.reasons.pop(key, None)
+        self.promises.pop(key, None)
 
     def waiting(self, control_ns: int) -> tuple[JobRequest, ...]:
-        """What may be planned now."""
-        return tuple(r for key, r in self.pending.items() if self.not_before.get(key, 0) <= control_ns)
+        """What may be planned now. Who was promised a place has one."""
+        may = (key for key in self.pending if key not in self.promises)
+        return tuple(self.pending[key] for key in may if self.not_before.get(key, 0) <= control_ns)
+
+    def coming(self, control_ns: int) -> Ledger:
+        """A copy of the ledger as it will be once those have left who were told to, and those started who were
+        promised a place."""
+        gone = [job for job, one in self.leaving.items() if control_ns < one.patience_ns]
+        return after_leaving(
+            self.ledger, gone, [(self.pending[key], one.tasks) for key, one in self.promises.items()]
+        )
 
 
 def ledger_from(db: Connection, teams: Teams, settings: PoolSettings) -> Ledger:
@@ -202,6 +219,8 @@ def policy_of(settings: PoolSettings) -> Policy:
     return Policy(
         topology=settings.topology,
         power=settings.power.policy(),
+        least_run_ns=settings.preemption.least_run_s * 10**9,
+        reclaim_waits=settings.preemption.reclaim_waits,
         half_life_ns=settings.usage_half_life_h * HOUR_NS,
     )
 

@@ -1,9 +1,14 @@
-"""Two clocks: wall time for people, control time for rules. Control time never decreases, not over restarts either."""
+"""Two clocks: wall time for people, control time for rules.
+
+Control time never decreases, not over restarts either, and runs as the machine's monotonic clock does: setting the
+wall clock, forward or back, expires nothing.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,21 +30,27 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Wall time of the machine; control time follows it, and creeps (1 ns a call) while it is set back."""
+    """Wall time of the machine; control time begins as wall time when the process starts, and then goes its own way.
+    `wall` and `monotonic` answer nanoseconds."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, wall: Callable[[], int] = time.time_ns, monotonic: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self._lock = threading.Lock()
+        self._wall, self._monotonic = wall, monotonic
+        self._ahead = wall() - monotonic()
+        """Of control time to the monotonic clock."""
         self._last = 0
 
     def now(self) -> Now:
-        wall = time.time_ns()
         with self._lock:
-            self._last = max(self._last + 1, wall)
-            return Now(wall, self._last)
+            self._last = max(self._last + 1, self._ahead + self._monotonic())
+            return Now(self._wall(), self._last)
 
     def advance_to(self, control_ns: int) -> None:
         with self._lock:
             self._last = max(self._last, control_ns)
+            self._ahead = max(self._ahead, control_ns - self._monotonic())
 
 
 class ManualClock:

@@ -23,7 +23,7 @@ from moorage.runtime.control.store import Store
 from moorage.scheduling.ledger import LeaseReleased
 from moorage.scheduling.model import DeviceRule, JobRequest, Policy, Snapshot
 from moorage.scheduling.queue import Queue
-from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.running import Leaver, RunningJobs
 
 
 @dataclass(slots=True)
@@ -92,14 +92,22 @@ class Core:
         if self.stale:
             self.reload()
 
-    def snapshot(self, pending: tuple[JobRequest, ...], ends: Mapping[str, int]) -> Snapshot:
+    def snapshot(
+        self,
+        pending: tuple[JobRequest, ...],
+        ends: Mapping[str, int],
+        leavers: Mapping[str, Leaver] | None = None,
+    ) -> Snapshot:
         """A copy of the pool with these jobs waiting: what the loop plans on, and what is explained. `ends`: control
-        time by which each lease will have ended, where that is known."""
-        ledger = self.book.ledger.copy()
+        time by which each lease will have ended, where that is known. `leavers`: who may be told to leave. Who was told
+        has left in it, and who was promised a place has it."""
+        book = self.book
+        moving = book.leaving or book.promises
+        ledger = book.coming(self.store.clock.now().control_ns) if moving else book.ledger.copy()
         return Snapshot(
-            version=ledger.version,
+            version=book.ledger.version,
             ledger=ledger,
-            running=RunningJobs.holding(ledger, ends) if ends else None,
+            running=RunningJobs.holding(ledger, ends or None, leavers) if ends or leavers else None,
             pending=Queue.of(pending),
             device_rule=self.device_rule,
             accounts=self.spending.accounts(),

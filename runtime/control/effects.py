@@ -16,6 +16,7 @@ from moorage.runtime.control import failpoints, launching, records, tokens
 from moorage.runtime.control.api import ADMITTED, FAILED, STARTING, STOPPED
 from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.observing import launched
+from moorage.runtime.control.outcome import PREEMPT
 from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.states import ON_RAY
 from moorage.runtime.control.store import record
@@ -209,6 +210,9 @@ class Effects:
         self._backend.stop(row.submission_id)
         failpoints.hit("stop.after-effect")
         with self._core.change() as change:
+            if row.payload.get("reason") == PREEMPT and not row.tries:
+                about = {"attempt": job.attempt}
+                record(change.db, change.now, "preemption.grace-over", about, team=job.team, job_id=job.id)
             self._later(change, row, _REPEAT_STOP_NS)
         return True
 

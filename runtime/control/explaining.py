@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from moorage.errors import MoorageError
+from moorage.runtime.control import preempting
 from moorage.runtime.control.api import PENDING
 from moorage.runtime.control.clock import Now
 from moorage.runtime.control.core import Core
@@ -104,10 +105,13 @@ class Explainer:
         if not asks:
             return None
         wanted = book.pending[asks[0]]
+        if wanted.job in book.promises:
+            return None
         waiting = book.waiting(now.control_ns)
         paused = book.not_before.get(asks[0], 0) > now.control_ns
         of_lease = lease_ends(db, book.ledger)
-        snapshot = self._core.snapshot((*waiting, wanted) if paused else waiting, of_lease)
+        leavers = preempting.leavers(db, self._core, now.control_ns)
+        snapshot = self._core.snapshot((*waiting, wanted) if paused else waiting, of_lease, leavers)
         return _Case(snapshot, snapshot.pending.names.index(wanted.job), of_lease, now, paused)
 
     def _answer(self, case: _Case) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from moorage.runtime.control.api import FAILED, PENDING, PREEMPTING, QUARANTINED
 from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.outcome import Outcome
 from moorage.runtime.control.records import JobRow
-from moorage.runtime.control.tables import jobs
+from moorage.runtime.control.tables import jobs, outbox
 
 _FINAL = {"succeeded": SUCCEEDED, "failed": FAILED, "stopped": STOPPED}
 _BACKOFF_NS = 10**9
@@ -24,7 +24,8 @@ def end_attempt(core: Core, change: Change, job: JobRow, outcome: Outcome, exit_
     records.set_attempt(
         change.db,
         job,
-        state={"lost": "LOST", "retry": FAILED}.get(outcome.kind) or _FINAL[outcome.kind],
+        state={"lost": "LOST", "retry": FAILED, "released": "PREEMPTED"}.get(outcome.kind)
+        or _FINAL[outcome.kind],
         ended_ns=change.now.wall_ns,
         message=outcome.message,
         driver_exit_code=exit_code,
@@ -46,7 +47,7 @@ def end_attempt(core: Core, change: Change, job: JobRow, outcome: Outcome, exit_
 
 
 def _again(core: Core, change: Change, job: JobRow, outcome: Outcome, exit_code: int | None) -> None:
-    """Requeue, or quarantine when the infrastructure has taken too many attempts."""
+    """Requeue, or quarantine when the infrastructure has taken too many attempts. Who left for others lost none."""
     lost = job.lost_attempts + (outcome.kind == "lost")
     failed = job.failed_attempts + (outcome.kind == "retry")
     count = {"lost_attempts": lost, "failed_attempts": failed, "driver_exit_code": exit_code}
@@ -56,6 +57,8 @@ def _again(core: Core, change: Change, job: JobRow, outcome: Outcome, exit_code:
         core.freed(change, records.release_all(change.db, change.now, job, "attempts-exhausted"))
         return
     pause = _BACKOFF_NS * 2 ** min(_BACKOFF_DOUBLINGS, max(0, lost + failed - 1))
+    if outcome.kind == "released":
+        pause = 0
     core.freed(change, records.release_all(change.db, change.now, job, outcome.reason))
     requeue(core, change, job, outcome.reason, outcome.message, pause, **count)
 
@@ -84,6 +87,8 @@ def requeue(
 
 
 def ask_stop(change: Change, job: JobRow, attempt: Row[Any], reason: str) -> None:
-    """Remember why, and put the stop in the outbox. The end is what observation says."""
+    """Remember why, and put the stop in the outbox, due now. The end is what observation says."""
     change.db.execute(update(jobs).where(jobs.c.id == job.id).values(stop_reason=reason))
     records.enqueue(change.db, change.now, "stop", attempt.submission_id, job.id, {"reason": reason})
+    waits = (outbox.c.kind == "stop") & (outbox.c.submission_id == attempt.submission_id)
+    change.db.execute(update(outbox).where(waits).values(next_control_ns=0, payload={"reason": reason}))

@@ -6,6 +6,7 @@ import logging
 import threading
 
 from moorage.cluster.backend import Backend, BackendUnavailable
+from moorage.runtime.control import preempting
 from moorage.runtime.control.applier import apply_plan
 from moorage.runtime.control.core import Core
 from moorage.runtime.control.effects import Effects
@@ -62,12 +63,14 @@ class Loop:
         core = self.core
         now = core.store.clock.now()
         with core.store.lock:
+            preempting.settle(core)
             pending = core.book.waiting(now.control_ns)
             if not pending:
                 return
             with core.store.read() as db:
                 ends = lease_ends(db, core.book.ledger)
-            snapshot = core.snapshot(pending, ends)
+                leavers = preempting.leavers(db, core, now.control_ns)
+            snapshot = core.snapshot(pending, ends, leavers)
         apply_plan(core, snapshot, plan(snapshot, self.policy, now.control_ns, self._workspace))
 
     def start(self) -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 USER_STOP, MAX_RUNTIME, NODE_LOST, PREEMPT = "user", "max_runtime", "node_lost", "preempt"
 
+RELEASED = 75
+"""The exit code by which an entrypoint says that it left on notice (EX_TEMPFAIL of sysexits.h: try again later)."""
+
 _USERS_OWN = (
     "entrypoint command failed",
     "runtime_env setup failed",
@@ -21,7 +24,8 @@ _NOT_THEIRS = ("runtime env agent", "runtime_env agent")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`kind`: succeeded, failed, stopped (final); lost (infrastructure), retry (user's error, asked to repeat)."""
+    """`kind`: succeeded, failed, stopped (final); lost (infrastructure), retry (user's error, asked to repeat),
+    released (it left for another job)."""
 
     kind: str
     reason: str
@@ -37,7 +41,9 @@ def judge(
     """
     if status == "SUCCEEDED":
         return Outcome(kind="succeeded", reason="observed-succeeded", message=message)
-    if stop_reason in (NODE_LOST, PREEMPT):
+    if stop_reason == PREEMPT:
+        return Outcome(kind="released", reason="preempted", message=_left(status, exit_code))
+    if stop_reason == NODE_LOST:
         return Outcome(kind="lost", reason="attempt-lost", message=f"attempt taken back: {stop_reason}")
     if stop_reason == MAX_RUNTIME:
         return Outcome(
@@ -56,6 +62,14 @@ def judge(
     if failures_left > 0:
         return Outcome(kind="retry", reason="attempt-failed", message=message)
     return Outcome(kind="failed", reason="observed-failed", message=message)
+
+
+def _left(status: str, exit_code: int | None) -> str:
+    if exit_code == RELEASED:
+        return "left on notice, its progress saved"
+    if status == "STOPPED":
+        return "stopped: it was told to leave, and its grace was over"
+    return "ended after it was told to leave" + ("" if exit_code is None else f", with exit code {exit_code}")
 
 
 def _users_own(message: str) -> bool:

@@ -272,7 +272,13 @@ def _task(role: str, index: int, group: list[Row[Any]]) -> TaskPlacement:
 
 
 def enqueue(
-    db: Connection, now: Now, kind: str, submission_id: str, job_id: str, payload: dict[str, Any]
+    db: Connection,
+    now: Now,
+    kind: str,
+    submission_id: str,
+    job_id: str,
+    payload: dict[str, Any],
+    due_control_ns: int = 0,
 ) -> None:
     """An outbox row precedes every effect on Ray. One row per kind and attempt: a second call changes nothing."""
     known: Select[Any] = select(outbox.c.id).where(
@@ -281,7 +287,12 @@ def enqueue(
     if db.execute(known).scalar() is None:
         db.execute(
             insert(outbox).values(
-                kind=kind, submission_id=submission_id, job_id=job_id, payload=payload, created_ns=now.wall_ns
+                kind=kind,
+                submission_id=submission_id,
+                job_id=job_id,
+                payload=payload,
+                created_ns=now.wall_ns,
+                next_control_ns=due_control_ns,
             )
         )
 

@@ -14,7 +14,16 @@ from moorage.cluster.backend import Backend
 from moorage.configs.pool import PoolSettings
 from moorage.configs.teams import Teams
 from moorage.errors import Conflict, Forbidden, NotFound
-from moorage.runtime.control import admission, growth, lifecycle, outcome, records, tokens, views
+from moorage.runtime.control import (
+    admission,
+    growth,
+    lifecycle,
+    outcome,
+    preempting,
+    records,
+    tokens,
+    views,
+)
 from moorage.runtime.control.api import (
     FINAL,
     PENDING,
@@ -25,6 +34,7 @@ from moorage.runtime.control.api import (
     EndpointView,
     GrowAsk,
     JobView,
+    NoticeView,
     SubleaseView,
     Submission,
     WhyView,
@@ -78,6 +88,7 @@ class Service:
             tokens.provision(change.db, change.now, token_folder, teams)
             # Whoever waited for these is gone with the process that answered them.
             change.db.execute(update(subleases).where(subleases.c.state == "WAITING").values(state="EXPIRED"))
+            preempting.renew(self.core, change)
             record(change.db, change.now, "control.started", {"teams": sorted(teams.teams)})
         self.core.reload()
         self.loop = Loop(self.core, backend, where)
@@ -235,6 +246,20 @@ class Service:
     def endpoints(self, caller: Caller) -> list[EndpointView]:
         with self.store.read() as db:
             return [view for view in growth.endpoint_views(db) if caller.may_see(view.team)]
+
+    # -- preemption
+
+    def notice(self, caller: Caller, job_id: str) -> NoticeView | None:
+        with self.store.lock, self.store.read() as db:
+            return preempting.notice_view(self.core, self._visible(db, caller, job_id))
+
+    def noticed(self, job_id: str) -> bool:
+        return job_id in self.core.book.leaving
+
+    def answer_notice(self, caller: Caller, job_id: str, said: str, step: int | None = None) -> bool:
+        with self.core.change() as change:
+            job = growth.own_job(change.db, caller, job_id)
+            return preempting.answer(self.core, change, job, said, step)
 
     # -- the pool
 

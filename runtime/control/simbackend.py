@@ -154,6 +154,15 @@ class SimBackend:
             job.exit_code = None
             self._end(job, "FAILED", now, message)
 
+    def leave(self, submission_id: str, exit_code: int = 75) -> None:
+        """An attempt ends by itself with this exit code, as on notice; nothing if it has ended."""
+        with self._lock:
+            job, now = self.jobs[submission_id], self._advance()
+            if job.ended_ns is None:
+                job.exit_code = exit_code
+                text = f"Job entrypoint command failed with exit code {exit_code}" if exit_code else "done"
+                self._end(job, "FAILED" if exit_code else "SUCCEEDED", now, text)
+
     # -- inside
 
     def _reach(self) -> None:

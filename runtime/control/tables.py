@@ -81,7 +81,9 @@ jobs = Table(
     Column("message", Words, nullable=False, default=""),
     Column("driver_exit_code", Integer),
     Column("deleted_ns", BigInteger),
+    Column("promise", JSON(none_as_null=True)),
 )
+"""promise: while it waits, the place that others were told to leave for it, and who they are."""
 
 attempts = Table(
     "attempts",
@@ -99,7 +101,9 @@ attempts = Table(
     Column("ended_ns", BigInteger),
     Column("message", Words, nullable=False, default=""),
     Column("driver_exit_code", Integer),
+    Column("notice", JSON(none_as_null=True)),
 )
+"""notice: that it was told to leave, for whom, by which rule, and until when."""
 
 leases = Table(
     "leases",
