@@ -180,6 +180,18 @@ class Client:
         if answer.is_error:
             raise error_of(answer)
 
+    def notice(self, job_id: str, wait_s: int = 0) -> dict[str, Any] | None:
+        """The notice to leave that a job was given; waits up to `wait_s` seconds (60 at most) for one."""
+        path = f"/moorage/v1/jobs/{_segment(job_id)}/notice"
+        found = _object(self.request("GET", path, query={"wait_s": wait_s}, timeout_s=wait_s + 30))["notice"]
+        return None if found is None else _object(found)
+
+    def answer_notice(self, job_id: str, said: str, step: int | None = None) -> bool:
+        """Record that a job `checkpointed` or is `leaving` on its notice; False when it has none."""
+        body = {"said": said} | ({} if step is None else {"step": step})
+        path = f"/moorage/v1/jobs/{_segment(job_id)}/notice"
+        return bool(self.request("POST", path, body=body)["recorded"])
+
     def publish_endpoint(self, name: str, app: str, route: str, job_id: str | None = None) -> dict[str, Any]:
         """Publish the caller's Serve application under `/endpoints/<name>/`."""
         body = {"name": name, "app": app, "route": route} | ({"job_id": job_id} if job_id else {})

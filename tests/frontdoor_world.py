@@ -46,6 +46,8 @@ class MemoryControl:
         self.published: dict[str, api.EndpointView] = {}
         self.asked: list[api.GrowAsk] = []
         self.released: list[str] = []
+        self.notices: dict[str, api.NoticeView] = {}
+        self.answers: list[tuple[str, str, int | None]] = []
         self.grant = threading.Event()
         self.authenticated = 0
         self._ids = itertools.count(1)
@@ -241,6 +243,18 @@ class MemoryControl:
 
     def endpoints(self, caller: api.Caller) -> list[api.EndpointView]:
         return [one for one in self.published.values() if caller.may_see(one.team)]
+
+    def notice(self, caller: api.Caller, job_id: str) -> api.NoticeView | None:
+        self.job(caller, job_id)
+        return self.notices.get(job_id)
+
+    def noticed(self, job_id: str) -> bool:
+        return job_id in self.notices
+
+    def answer_notice(self, caller: api.Caller, job_id: str, said: str, step: int | None = None) -> bool:
+        self.job(caller, job_id)
+        self.answers.append((job_id, said, step))
+        return job_id in self.notices
 
     def cost(self, caller: api.Caller) -> dict[str, Any]:
         return {"teams": [], "jobs": []}

@@ -48,6 +48,8 @@ class Progress:
     start: int
     steps: int
     loss: float
+    left: bool = False
+    """It was told to leave: its last checkpoint is of `steps`, and a later run goes on from there."""
 
 
 def resume(learner: Learner, store: CheckpointStore, peers: Peers, order: BatchOrder) -> int:
@@ -84,8 +86,12 @@ def train_steps(
     peers: Peers | None = None,
     steps: StepLog | Callable[[int], StepLog] | None = None,
     on_checkpoint: Callable[[int, float, Checkpoint | None], None] | None = None,
+    leaves: Callable[[], object] | None = None,
 ) -> Progress:
     """Run up to `total` optimiser steps, resuming first.
+
+    `leaves` (such as `moorage.preemption`) is asked after each step; when it answers something true on rank 0, all
+    ranks checkpoint that step and return.
 
     `on_checkpoint(step, loss, checkpoint)` runs on every rank at every checkpoint (Ray Train's report is a barrier);
     `checkpoint` is None but on rank 0. Raises MoorageError when the loss is not finite.
@@ -95,7 +101,7 @@ def train_steps(
         store.tidy()
     start = resume(learner, store, peers, order)
     journal = steps(start) if callable(steps) else steps
-    loss, epoch, permutation = float("nan"), -1, torch.empty(0)
+    loss, epoch, permutation, left = float("nan"), -1, torch.empty(0), False
     for step in range(start, total):
         if step // order.steps_per_epoch != epoch:
             epoch = step // order.steps_per_epoch
@@ -116,9 +122,16 @@ def train_steps(
             saved = _checkpoint(learner, store, done, peers, order)
             if on_checkpoint is not None:
                 on_checkpoint(done, loss, saved)
+        if leaves is not None and done < total and peers.agree(int(bool(leaves()))):
+            if done % checkpoint_every:
+                saved = _checkpoint(learner, store, done, peers, order)
+                if on_checkpoint is not None:
+                    on_checkpoint(done, loss, saved)
+            total, left = done, True
+            break
     if journal is not None:
         journal.close()
-    return Progress(start=start, steps=max(start, total), loss=loss)
+    return Progress(start=start, steps=max(start, total), loss=loss, left=left)
 
 
 def _checkpoint(

@@ -4,7 +4,8 @@
         -- python train.py
 
 Each worker logs its steps to $MOORAGE_DATA/runs/<job>/steps-rank<r>.jsonl. Kill one: the run goes on from its last
-checkpoint and ends at the same step count. The model is left in $MOORAGE_DATA/runs/<job>/model.
+checkpoint and ends at the same step count. With "preemptible": "true" the pool may take its devices back: it saves the
+step that it is at, leaves, and goes on later. The model is left in $MOORAGE_DATA/runs/<job>/model.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def train_loop(config: dict[str, Any]) -> None:
     import torch.distributed as dist
     from flights_model import build, card_of, read_manifest, read_rows, save
 
+    import moorage
     from moorage.train import BatchOrder, CheckpointStore, Peers, StepLog, train_steps
 
     torch.set_num_threads(1)
@@ -91,8 +93,13 @@ def train_loop(config: dict[str, Any]) -> None:
         peers=Peers(rank=rank, world=world, agree=agree),
         steps=lambda start: StepLog(runs, rank, attempt=config["attempt"], start=start),
         on_checkpoint=report,
+        leaves=moorage.preemption,  # the pool wants the devices back: save this step and go
     )
-    if rank == 0:
+    if done.left:
+        if rank == 0:
+            moorage.checkpointed(done.steps)
+            (runs / f"left-{config['attempt']}").write_text(str(done.steps), encoding="utf-8")
+    elif rank == 0:
         card = card_of(net, manifest, config["hparams"], version.name, float(rows.label.mean()))
         made = {"steps": done.steps, "seed": config["seed"], "months": config["months"]}
         save(net, {**card, **made}, runs / "model")
@@ -172,6 +179,8 @@ def main() -> None:
     args = arguments()
     from flights_model import latest_version
 
+    import moorage
+
     job, attempt = os.environ.get("MOORAGE_JOB_ID", "local"), int(os.environ.get("MOORAGE_ATTEMPT", "1"))
     data = Path(os.environ["MOORAGE_DATA"])
     version = data / "features" / "flights" / args.data_version if args.data_version else latest_version(data)
@@ -191,6 +200,11 @@ def main() -> None:
     began = time.monotonic()
     fit(config, args)
     last = last_step(runs / "steps-rank0.jsonl") or {}
+    if (left := runs / f"left-{attempt}").exists():
+        say("left", step=int(left.read_text(encoding="utf-8")), attempt=attempt)
+        moorage.leave(
+            int(left.read_text(encoding="utf-8"))
+        )  # queued again; the next attempt goes on from there
     track(config, runs, data)
     say(
         "trained",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from moorage.errors import InvalidRequest
 from moorage.runtime.control.api import AttemptView, EndpointView, GrowAsk, JobView, SubleaseView, WhyView
-from moorage.runtime.frontdoor import wire
+from moorage.runtime.frontdoor import notices, wire
 from moorage.runtime.frontdoor.context import caller, context
 from moorage.runtime.frontdoor.middleware import json_body
 from moorage.runtime.frontdoor.openapi import Route, document
@@ -347,6 +347,22 @@ ROUTES: tuple[Route, ...] = (
         why,
         "Why a job waits, what would start it now, and when it starts (429 when too many ask at once)",
         answer=Why,
+    ),
+    Route(
+        "GET",
+        "/moorage/v1/jobs/{job_id}/notice",
+        notices.notice,
+        "Whether the job was told to leave for another one",
+        answer=notices.Noticed,
+        query=notices.QUERY,
+    ),
+    Route(
+        "POST",
+        "/moorage/v1/jobs/{job_id}/notice",
+        notices.answered,
+        "What the job did after its notice",
+        body=notices.NoticeAnswer,
+        answer=notices.Recorded,
     ),
     Route(
         "GET",

@@ -13,10 +13,13 @@ __version__ = "0.1.0"
 _LAZY: dict[str, str] = {
     "lease": "moorage.runtime.client:lease",
     "context": "moorage.cluster.binding:current",
+    "preemption": "moorage.runtime.preemption:preemption",
+    "checkpointed": "moorage.runtime.preemption:checkpointed",
+    "leave": "moorage.runtime.preemption:leave",
     "MoorageError": "moorage.errors:MoorageError",
 }
 
-__all__ = ["MoorageError", "__version__", "context", "lease"]
+__all__ = ["MoorageError", "__version__", "checkpointed", "context", "lease", "leave", "preemption"]
 
 
 def __getattr__(name: str) -> Any:

@@ -239,6 +239,8 @@ async def test_answers_match_the_openapi_document(tmp_path: Path) -> None:
             ("GET", "/moorage/v1/jobs", None),
             ("GET", "/moorage/v1/jobs/{job_id}", None),
             ("GET", "/moorage/v1/jobs/{job_id}/why", None),
+            ("GET", "/moorage/v1/jobs/{job_id}/notice", None),
+            ("POST", "/moorage/v1/jobs/{job_id}/notice", {"said": "checkpointed", "step": 7}),
             ("POST", "/moorage/v1/leases", {"milli_gpu": 500}),
             ("POST", "/moorage/v1/endpoints", {"name": "flights", "app": "f", "route": "/f"}),
             ("GET", "/moorage/v1/endpoints", None),

@@ -131,6 +131,41 @@ def test_all_ranks_follow_rank_zero(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path).steps() == [7, 14]
 
 
+@pytest.mark.parametrize("notice_at", [10, 14, 39, 40])
+def test_told_to_leave_it_saves_that_step_and_the_next_run_goes_on_from_there(
+    tmp_path: Path, notice_at: int
+) -> None:
+    """At a step of a checkpoint too (14), before the last one (39), and too late to matter (40)."""
+    undisturbed = Learner()
+    run(undisturbed, tmp_path / "whole")
+    seen: list[tuple[int, bool]] = []
+    asked = iter(range(1, TOTAL + 1))
+    first = run(
+        Learner(),
+        tmp_path / "told",
+        leaves=lambda: next(asked) >= notice_at,
+        on_checkpoint=lambda step, loss, saved: seen.append((step, saved is not None)),
+    )
+    assert first.left is (notice_at < TOTAL) and first.steps == notice_at
+    assert [step for step, _ in seen] == sorted({*range(EVERY, notice_at + 1, EVERY), notice_at})
+    second = Learner()
+    rest = run(second, tmp_path / "told")
+    assert rest.start == notice_at and rest.steps == TOTAL and not rest.left
+    assert all(torch.equal(a, b) for a, b in zip(weights(undisturbed), weights(second), strict=True))
+
+
+def test_the_ranks_leave_together_when_the_first_one_was_told(tmp_path: Path) -> None:
+    """Rank 1 heard nothing yet; rank 0 has."""
+    agreed: list[int] = []
+
+    def agree(number: int) -> int:
+        agreed.append(number)
+        return 0 if len(agreed) == 1 else int(len(agreed) > 5)  # the start, then: told after step 5
+
+    done = run(Learner(), tmp_path, peers=Peers(rank=1, world=2, agree=agree), leaves=lambda: None)
+    assert done.left and done.steps == 5 and agreed[1:] == [0] * 5
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     learner = Learner()
     learner.x[:] = float("nan")
