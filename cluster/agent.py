@@ -8,6 +8,8 @@ it again.
     GET  /observe      {"at_ns", "nodes": [ObservedNode as JSON]}
     GET  /serve        {"state": "starting"|"running"|"failed", "url", "error"}
     POST /serve/start  the same, after asking for Serve once more
+    GET  /holdings     who holds GPUs: scheduling.guard.Seen as JSON, 503 otherwise
+    POST /end          {"target", "id", "owner"}: end exactly that; 200 also when it is gone
 
 Serve is started here, in the background, so that Ray books its controller and replicas under this driver and
 not under the first team that deploys something.
@@ -33,6 +35,8 @@ from aiohttp import web
 from moorage.cluster.backend import ObservedNode
 from moorage.cluster.binding import DEVICE_MIB_LABEL, GPU_MODEL_LABEL, NODE_LABEL
 from moorage.cluster.paths import ClusterPaths, read_json, write_json
+from moorage.cluster.watching import Watcher
+from moorage.scheduling.guard import Target
 
 LOG = logging.getLogger("moorage.cluster.agent")
 NAMESPACE = "moorage"
@@ -83,6 +87,8 @@ class Agent:
         self._paths, self._serve_port = paths, serve_port
         self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray")
         self._serve_calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="serve")
+        self._guard_calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
+        self._watcher = Watcher()
         self._serve: dict[str, str] = {"state": "starting", "url": "", "error": ""}
         self._ray_address = self._ray_version = ""
         self._last_answer = time.monotonic()
@@ -169,6 +175,28 @@ class Agent:
             await asyncio.get_running_loop().run_in_executor(self._serve_calls, self._start_serve)
         return web.json_response(self._serve, status=200 if self._serve["state"] == "running" else 503)
 
+    async def holdings(self, _: web.Request) -> web.Response:
+        return await self._guarded(self._watcher.look)
+
+    async def end(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        target, key, owner = Target(asked["target"]), str(asked["id"]), str(asked["owner"])
+
+        def end() -> dict[str, Any]:
+            self._watcher.end(target, key, owner)
+            return {}
+
+        return await self._guarded(end)
+
+    async def _guarded(self, call: Callable[[], dict[str, Any]]) -> web.Response:
+        loop = asyncio.get_running_loop()
+        try:
+            answer = await asyncio.wait_for(loop.run_in_executor(self._guard_calls, call), ANSWER_WITHIN_S)
+        except Exception as error:
+            LOG.warning("the guard got no answer from Ray: %r", error)
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=503)
+        return web.json_response(answer)
+
     async def _watch(self) -> None:
         """End the process when Ray has not answered for long: a fresh one connects afresh."""
         while True:
@@ -190,6 +218,8 @@ class Agent:
                 web.get("/observe", self.observe),
                 web.get("/serve", self.serve_state),
                 web.post("/serve/start", self.serve_start),
+                web.get("/holdings", self.holdings),
+                web.post("/end", self.end),
             ]
         )
         runner = web.AppRunner(app, access_log=None)

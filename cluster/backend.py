@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from moorage.errors import InvalidRequest, Unavailable
+from moorage.scheduling.guard import Holder, Holding, Part, Seen, Target
 from moorage.scheduling.model import DeviceRule
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ObservedNode",
     "PackageRef",
     "digest",
+    "seen_from",
 ]
 
 TOKEN_VARIABLE = "MOORAGE_TOKEN"
@@ -123,6 +125,25 @@ def digest(launch: Launch) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def seen_from(raw: Mapping[str, Any]) -> Seen:
+    """The `Seen` behind its JSON."""
+    return Seen(
+        at_ns=int(raw["at_ns"]),
+        holdings=tuple(
+            Holding(
+                **{
+                    **one,
+                    "holder": Holder(one["holder"]),
+                    "parts": tuple(Part(**part) for part in one["parts"]),
+                }
+            )
+            for one in raw["holdings"]
+        ),
+        complete=bool(raw["complete"]),
+        unexplained=dict(raw["unexplained"]),
+    )
+
+
 class BackendUnavailable(Unavailable):
     """The cluster (or the agent that talks to it) does not answer now. Nothing is known about effects in
     flight."""
@@ -158,3 +179,10 @@ class Backend(Protocol):
 
     def forget(self, submission_id: str) -> None:
         """Delete the record of an ended attempt; an unknown one is fine."""
+
+    def holdings(self) -> Seen:
+        """Who holds GPUs now, as the cluster itself books them. Raises `BackendUnavailable`."""
+
+    def end(self, target: Target, key: str, owner: str) -> None:
+        """End exactly the thing of that id, made by Ray job `owner`; one that is gone is fine. Not for our own jobs:
+        those are stopped. Raises `BackendUnavailable`."""

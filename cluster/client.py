@@ -24,8 +24,10 @@ from moorage.cluster.backend import (
     ObservedNode,
     PackageRef,
     digest,
+    seen_from,
 )
 from moorage.cluster.paths import ClusterPaths, read_json
+from moorage.scheduling.guard import Seen, Target
 
 AGENT_TIMEOUT = httpx.Timeout(8.0)
 RAY_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -101,6 +103,13 @@ class RayBackend:
         if answer.status_code not in (200, 404):
             self._unavailable(answer)
 
+    def holdings(self) -> Seen:
+        return seen_from(self._ask_agent("GET", "/holdings"))
+
+    def end(self, target: Target, key: str, owner: str) -> None:
+        body = {"target": str(target), "id": key, "owner": owner}
+        self._ask_agent("POST", "/end", json=body)
+
     # -- beyond the protocol
 
     def dashboard(self) -> str:
@@ -159,9 +168,9 @@ class RayBackend:
                 todo="delete that job on Ray, or submit under another id",
             )
 
-    def _ask_agent(self, method: str, path: str) -> dict[str, Any]:
+    def _ask_agent(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:
-            answer = self._agent.request(method, path)
+            answer = self._agent.request(method, path, **more)
         except httpx.TransportError as error:
             raise BackendUnavailable(
                 "the agent does not answer", why=f"{type(error).__name__}: {error}", todo="see logs/agent.log"

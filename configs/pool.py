@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from moorage.configs import units
+from moorage.configs.guard import Guard, GuardSettings
 from moorage.configs.nodes import NodeRule, PowerSettings
 from moorage.configs.problems import explain, refuse_unknown
 from moorage.configs.yamlio import load_mapping
@@ -100,6 +101,8 @@ class PoolSettings(BaseModel):
     """Power caps, and what devices are rated for."""
     preemption: PreemptionSettings = PreemptionSettings()
     """Who may be told to leave, and how long that takes."""
+    guard: Guard = GuardSettings()
+    """What is done about GPUs held without a lease or beyond it."""
     database: str = Field(default="", repr=False)
     """postgresql://user:password@host/name; "" is a SQLite file in the pool's home."""
 

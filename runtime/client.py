@@ -145,6 +145,10 @@ class Client:
     def cost(self) -> dict[str, Any]:
         return _object(self.request("GET", "/moorage/v1/cost"))
 
+    def guard(self) -> dict[str, Any]:
+        """What the guard found, and what it does about it."""
+        return _object(self.request("GET", "/moorage/v1/guard"))
+
     def submit(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> str:
         """`body` is that of Ray's `POST /api/jobs/`; the job id."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None

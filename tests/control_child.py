@@ -29,27 +29,41 @@ from moorage.runtime.control.clock import SystemClock
 from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.service import Service
 from moorage.runtime.control.simbackend import SimBackend, SimNode
+from moorage.scheduling.guard import Holder, Holding, Part
 
 ADMIN = Caller(principal="admin", kind="admin", team="", teams=frozenset())
 JOBS = {"short": "0.3", "stopped": "60", "grower": "60", "gang": "0.3"}
 PREEMPTING = ("preempt.", "promise.")
 """Failpoints of these begin another scene: `own` takes back the quota that `lent` borrows."""
 LENDING = "teams: {ops: {quota: 2}, research: {quota: 2}}"
+GUARD = {"confirm_s": 0, "grace_s": 0, "interval_ms": 100}
+ROGUE = Holding(
+    holder=Holder.ACTOR,
+    id="rogue",
+    parts=(Part(node="node-1", device=3, milli_gpu=1000),),
+    owner="0a000000",
+)
+"""Comes with the first life: the cluster's journal knows it in the second."""
 DEADLINE_S = 20.0
 
 
-def opened(folder: Path, teams: str = TEAMS, nodes: int = 2) -> Service:
+def opened(folder: Path, teams: str = TEAMS, nodes: int = 2, rogue: bool = False) -> Service:
     clock = SystemClock()
+    first = not (folder / "journal.jsonl").exists()
     backend = SimBackend(
         [SimNode(name=f"node-{n}") for n in range(nodes)], clock, journal=folder / "journal.jsonl"
     )
+    if rogue and first:
+        backend.intrude(ROGUE)
     return Service(
         url=database_url(folder),
         teams=parse_teams(teams),
         backend=backend,
         token_folder=folder / "tokens",
         where=LaunchSettings(url="http://127.0.0.1:1", data="/d", secret=b"s"),
-        settings=PoolSettings(tick_ms=10, preemption=PreemptionSettings(grace_s=1, least_run_s=0)),
+        settings=PoolSettings.model_validate(
+            {"tick_ms": 10, "preemption": PreemptionSettings(grace_s=1, least_run_s=0), "guard": GUARD}
+        ),
         clock=clock,
     )
 
@@ -64,7 +78,7 @@ def wait(condition: Any, what: str) -> None:
 
 def work(folder: Path) -> dict[str, Any]:
     """Submit (again), grow, stop, wait for the end; what the control plane says of the jobs."""
-    service = opened(folder)
+    service = opened(folder, rogue=True)
     survived = sorted(view.job_id for view in service.jobs(ADMIN))
     service.start()
 
@@ -83,12 +97,20 @@ def work(folder: Path) -> dict[str, Any]:
     for job in ("grower", "stopped"):
         service.stop(ADMIN, job)
     wait(lambda: all(view.final for view in service.jobs(ADMIN)), "every job to end")
+    wait(lambda: [state for _, state in judged(service)] == ["STOPPED"], "the rogue to be stopped")
     service.loop.stop()
     sound(service, service.store.clock)
     said = {job: state(job) for job in JOBS}
     held = len(service.core.book.ledger.leases)
+    told = [
+        event["kind"] for event in service.events(ADMIN, limit=1000) if event["kind"].startswith("guard.")
+    ]
     service.close()
-    return {"survived": survived, "states": said, "held": held}
+    return {"survived": survived, "states": said, "held": held, "guard": told}
+
+
+def judged(service: Service) -> list[tuple[str, str]]:
+    return [(one["target_id"], one["state"]) for one in service.guard(ADMIN)["findings"]]
 
 
 def lend(folder: Path) -> dict[str, Any]:
@@ -158,6 +180,7 @@ def main() -> None:
             "error": error.read_text() if error.exists() else "",
             "stops": sorted(entry["submission_id"] for entry in journal if entry["op"] == "stop"),
             "launches": sorted(entry["submission_id"] for entry in journal if entry["op"] == "launch"),
+            "ended": [entry["id"] for entry in journal if entry["op"] == "end"],
             **(json.loads((folder / "said.json").read_text()) if (folder / "said.json").exists() else {}),
         }
     print(json.dumps(found))

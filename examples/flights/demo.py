@@ -27,6 +27,7 @@ from demo_steps import (
     decisions,
     evaluating,
     features,
+    guarding,
     ledger,
     registering,
     reporting,
@@ -65,6 +66,7 @@ def rows(full: bool) -> list[tuple[str, str]]:
     """The steps as the screen lists them, with their teams."""
     found = [
         (POOL, ""),
+        (guarding.STEP, ""),
         (features.STEP, OPS),
         (training.STEP, OPS),
         (sweeping.WIDE, RESEARCH),
@@ -75,7 +77,7 @@ def rows(full: bool) -> list[tuple[str, str]]:
         (serving.LOAD, OPS),
         (ledger.STEP, ""),
     ]
-    return [*found[:5], (training.DEEPSPEED_STEP, OPS), *found[5:]] if full else found
+    return [*found[:6], (training.DEEPSPEED_STEP, OPS), *found[6:]] if full else found
 
 
 def bring_up(demo: Run) -> None:
@@ -157,12 +159,13 @@ def steps(demo: Run) -> None:
             bring_up(demo)
             demo.began = time.time()
             with decisions.Watch(demo) as watch:
-                features.run(demo)
+                together([threads.submit(guarding.run, demo), threads.submit(features.run, demo)])
                 train_and_sweep(demo, threads)
                 registering.run(demo)
                 serve_and_evaluate(demo, threads)
             demo.screen.start(ledger.STEP, "collecting")
             ledger.collect(demo, time.time_ns(), watch.said)
+            guarding.check_others(demo)
         except BaseException:
             # threads that wait for jobs must not outlive the reason they wait
             for job in demo.jobs.values():

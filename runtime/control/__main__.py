@@ -30,7 +30,7 @@ from moorage.runtime.control.service import Service
 from moorage.runtime.control.store import sqlite_url
 from moorage.runtime.frontdoor import app as frontdoor
 from moorage.runtime.frontdoor.settings import MIB, Settings
-from moorage.runtime.pool.home import DEFAULT_PORT, PoolHome
+from moorage.runtime.pool.home import DEFAULT_PORT, PoolHome, read_pool
 from moorage.scheduling.warm import warm_up
 
 log = logging.getLogger("moorage.control")
@@ -67,6 +67,7 @@ async def _serve(home: PoolHome, options: argparse.Namespace) -> None:
             secret=tokens.secret_file(home.root / "control.secret"),
         ),
         settings=settings,
+        guard=settings.guard.policy(joined=_joined(home)),
     )
     door = Settings(home=home.root, max_package=settings.package_limit_mib * MIB)
     runner = web.AppRunner(frontdoor.create_app(service, None, door), access_log=None, shutdown_timeout=3.0)
@@ -135,6 +136,12 @@ def _teams(home: PoolHome, given: str | None) -> Teams:
 def _pool(home: PoolHome, given: str | None) -> PoolSettings:
     path = Path(given) if given else home.root / "pool.yaml"
     return load_pool(path) if given or path.exists() else PoolSettings()
+
+
+def _joined(home: PoolHome) -> bool:
+    """Whether the Ray cluster is one that `up` joined: others' work may run there."""
+    record = read_pool(home)
+    return record is not None and record.joined
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

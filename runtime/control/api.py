@@ -274,6 +274,9 @@ class Control(Protocol):
     def usage(self, caller: Caller, minutes: int, points: int) -> dict[str, Any]:
         """milli-GPU that each team held, as means over `points` equal parts of the last `minutes`; for everybody."""
 
+    def guard(self, caller: Caller) -> dict[str, Any]:
+        """What the guard found (the caller's teams' jobs; all of it for an admin), and what it does about it."""
+
     def health(self) -> dict[str, Any]:
         """{"ok": bool, "ray": "reachable"|"unreachable", "tick_age_ms": n, "pending": n, "running": n}."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Row, select, update
 
 from moorage.cluster.backend import Backend, BackendUnavailable, LaunchRefused, Observation
-from moorage.runtime.control import failpoints, launching, records, tokens
+from moorage.runtime.control import failpoints, guarding, launching, records, tokens
 from moorage.runtime.control.api import ADMITTED, FAILED, STARTING, STOPPED
 from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.observing import launched
@@ -21,6 +21,7 @@ from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.states import ON_RAY
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import attempts, leases, outbox, placements
+from moorage.scheduling.guard import Target
 from moorage.scheduling.model import Lease
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Effects:
     def _run(self, row: Row[Any], seen: Observation, busy: set[str]) -> bool:
         if row.kind == "launch":
             return self._launch(row, seen, busy)
+        if row.kind == guarding.EFFECT:
+            return self._guard(row)
         return self._stop(row) if row.kind == "stop" else self._forget(row)
 
     # -- launch
@@ -213,6 +216,19 @@ class Effects:
             if row.payload.get("reason") == PREEMPT and not row.tries:
                 about = {"attempt": job.attempt}
                 record(change.db, change.now, "preemption.grace-over", about, team=job.team, job_id=job.id)
+            self._later(change, row, _REPEAT_STOP_NS)
+        return True
+
+    def _guard(self, row: Row[Any]) -> bool:
+        """End what the guard found, again every few seconds until a look shows that it is gone (which closes the row).
+        A cluster that does not answer this is no reason to hold up anything else."""
+        what = row.payload
+        try:
+            self._backend.end(Target(what["target"]), what["id"], what["owner"])
+        except BackendUnavailable as error:
+            log.warning("the guard could not end %s %s: %s", what["target"], what["id"], error)
+        failpoints.hit("guard.after-effect")
+        with self._core.change() as change:
             self._later(change, row, _REPEAT_STOP_NS)
         return True
 

@@ -27,6 +27,9 @@ NAMES = (
     "stop.after-effect",
     "sublease.before-commit",
     "sublease.after-commit",
+    "guard.before-commit",
+    "guard.after-commit",
+    "guard.after-effect",
 )
 VARIABLE = "MOORAGE_FAILPOINT"
 

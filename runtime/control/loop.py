@@ -11,8 +11,10 @@ from moorage.runtime.control.applier import apply_plan
 from moorage.runtime.control.core import Core
 from moorage.runtime.control.effects import Effects
 from moorage.runtime.control.explaining import lease_ends
+from moorage.runtime.control.guarding import Guard
 from moorage.runtime.control.launching import LaunchSettings
 from moorage.runtime.control.observing import Observer
+from moorage.scheduling.guard import GuardPolicy
 from moorage.scheduling.model import Policy
 from moorage.scheduling.planner import plan
 from moorage.scheduling.workspace import Workspace
@@ -24,7 +26,12 @@ class Loop:
     """`tick` is one round and may be called directly (tests); `start` runs it in a thread until `stop`."""
 
     def __init__(
-        self, core: Core, backend: Backend, where: LaunchSettings, policy: Policy | None = None
+        self,
+        core: Core,
+        backend: Backend,
+        where: LaunchSettings,
+        policy: Policy | None = None,
+        guard: GuardPolicy | None = None,
     ) -> None:
         self.core, self.backend = core, backend
         self.policy = policy or core.policy
@@ -32,6 +39,7 @@ class Loop:
         """Why Ray cannot be reached now; "" when it can."""
         self.last_tick_ns = 0
         self._observer = Observer(core)
+        self.guard = Guard(core, backend, guard or core.settings.guard.policy())
         self._effects = Effects(core, backend, where)
         self._workspace = Workspace()
         self._ending = threading.Event()
@@ -45,6 +53,7 @@ class Loop:
                 self.core.refresh()
             self._observer.absorb(seen)
             self._plan()
+            self.guard.look()
             done = self._effects.run(seen)
         except BackendUnavailable as error:
             if not self.unreachable:

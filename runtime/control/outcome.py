@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 USER_STOP, MAX_RUNTIME, NODE_LOST, PREEMPT = "user", "max_runtime", "node_lost", "preempt"
+GUARD = "guard"
+"""Its tasks held more GPUs than its leases."""
 
 RELEASED = 75
 """The exit code by which an entrypoint says that it left on notice (EX_TEMPFAIL of sysexits.h: try again later)."""
@@ -49,6 +51,9 @@ def judge(
         return Outcome(
             kind="failed", reason="max-runtime", message="stopped: it ran longer than its max_runtime"
         )
+    if stop_reason == GUARD:
+        text = "stopped by the guard: its tasks held more GPUs than it has leased (see its events)"
+        return Outcome(kind="failed", reason="guard-stopped", message=text)
     if status == "STOPPED" and stop_reason == USER_STOP:
         return Outcome(kind="stopped", reason="stopped-by-user", message="stopped by its user")
     if status == "STOPPED":

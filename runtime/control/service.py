@@ -17,6 +17,7 @@ from moorage.errors import Conflict, Forbidden, NotFound
 from moorage.runtime.control import (
     admission,
     growth,
+    guarding,
     lifecycle,
     outcome,
     preempting,
@@ -52,6 +53,7 @@ from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store, record
 from moorage.runtime.control.tables import attempts, events, jobs, subleases, team_versions
 from moorage.runtime.control.usage import Usage
+from moorage.scheduling.guard import GuardPolicy
 from moorage.scheduling.model import WHOLE, DeviceRule, Policy
 
 MAX_EVENTS = 1000
@@ -71,6 +73,7 @@ class Service:
         settings: PoolSettings | None = None,
         clock: Clock | None = None,
         policy: Policy | None = None,
+        guard: GuardPolicy | None = None,
     ) -> None:
         self.store = Store(url, clock or SystemClock())
         self.teams = teams
@@ -91,7 +94,7 @@ class Service:
             preempting.renew(self.core, change)
             record(change.db, change.now, "control.started", {"teams": sorted(teams.teams)})
         self.core.reload()
-        self.loop = Loop(self.core, backend, where)
+        self.loop = Loop(self.core, backend, where, guard=guard)
         self._explainer = Explainer(self.core, self.loop.policy)
         self._fold = Fold()
         self._usage = Usage()
@@ -314,6 +317,10 @@ class Service:
             "teams": held,
         }
 
+    def guard(self, caller: Caller) -> dict[str, Any]:
+        with self.store.read() as db:
+            return self.loop.guard.report(db, caller)
+
     def health(self) -> dict[str, Any]:
         now = self.store.clock.now().control_ns
         with self.store.read() as db:
@@ -338,6 +345,7 @@ class Service:
             total = int(ledger.capacity()[0]) / 1000
             self._fold.advance(db)
             bill = self._fold.report(self.store.clock.now().control_ns)
+            found = guarding.counts(db)
         return {
             "moorage_jobs": {(("state", state),): float(n) for state, n in counts.items()},
             "moorage_team_gpus_held": {(("team", team),): gpus for team, gpus in held.items()},
@@ -348,6 +356,8 @@ class Service:
             "moorage_team_gpu_seconds_total": {
                 (("team", row["team"]),): row["milli_gpu_ns"] / 1e12 for row in bill["teams"]
             },
+            "moorage_guard_sees": {(): 0.0 if self.loop.guard.blind else 1.0},
+            **guarding.samples(found),
             "moorage_team_cost_dollars_total": {
                 (("team", row["team"]),): row["micro_dollars"] / 1e6 for row in bill["teams"]
             },

@@ -11,8 +11,9 @@ import json
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from moorage.cluster import binding
 from moorage.cluster.backend import (
@@ -24,8 +25,10 @@ from moorage.cluster.backend import (
     ObservedJob,
     ObservedNode,
     digest,
+    seen_from,
 )
 from moorage.runtime.control.clock import Clock
+from moorage.scheduling.guard import Holder, Holding, Part, Seen, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class SimJob:
     seconds: float
     exit_code: int | None
     need: dict[str, int]
+    devices: list[list[Any]]
+    """[node, device, milli-GPU] as the lease names them."""
     launched_ns: int
     running_ns: int | None = None
     ended_ns: int | None = None
@@ -76,6 +81,10 @@ class SimBackend:
         self.down: set[str] = set()
         self.incarnation: dict[str, int] = {}
         self.jobs: dict[str, SimJob] = {}
+        self.rogues: dict[str, Holding] = {}
+        """What holds GPUs beside the jobs, by its id: see `intrude`."""
+        self.ended: list[tuple[str, str]] = []
+        """What the guard ended, as (target, id), each call once."""
         self.launches: list[str] = []
         """Every accepted start, in order: the record tests judge by."""
         self._clock, self._rule = clock, device_rule
@@ -120,6 +129,7 @@ class SimBackend:
                 seconds=float(launch.metadata.get("sim.seconds", "1")),
                 exit_code=None if raw == "lost" else int(raw),
                 need=_need(launch),
+                devices=_devices(launch),
                 launched_ns=self._clock.now().wall_ns,
             )
             self._write({"op": "launch", **{name: getattr(job, name) for name in _KEPT}})
@@ -140,7 +150,31 @@ class SimBackend:
             self._reach()
             self.jobs.pop(submission_id, None)
 
+    def holdings(self) -> Seen:
+        with self._lock:
+            self._reach()
+            now = self._advance()
+            booked = [_booked(job) for job in self.jobs.values() if job.status == "RUNNING"]
+            rogues = [
+                one
+                for one in self.rogues.values()
+                if not one.submission or self._runs(one.submission) or one.detached
+            ]
+            return Seen(at_ns=now, holdings=(*(one for one in booked if one.parts), *rogues))
+
+    def end(self, target: Target, key: str, owner: str) -> None:
+        with self._lock:
+            self._reach()
+            self._write({"op": "end", "target": str(target), "id": key})
+            self._ended(target, key)
+
     # -- faults
+
+    def intrude(self, held: Holding) -> None:
+        """Somebody takes GPUs past the front door, or a job more than it has: seen by the guard, booked nowhere."""
+        with self._lock:
+            self._write({"op": "intrude", "held": asdict(held)})
+            self.rogues[held.id] = held
 
     def lose(self, submission_id: str) -> None:
         """The record of an attempt vanishes, as after a cluster was replaced."""
@@ -164,6 +198,22 @@ class SimBackend:
                 self._end(job, "FAILED" if exit_code else "SUCCEEDED", now, text)
 
     # -- inside
+
+    def _ended(self, target: str, key: str) -> None:
+        self.ended.append((str(target), key))
+        self.rogues = {
+            name: one
+            for name, one in self.rogues.items()
+            if not (
+                (target == Target.APP and one.app == key)
+                or (target == Target.DRIVER and one.owner == key and not one.detached)
+                or (target in (Target.ACTOR, Target.GROUP) and one.id == key)
+            )
+        }
+
+    def _runs(self, submission_id: str) -> bool:
+        job = self.jobs.get(submission_id)
+        return job is not None and job.status == "RUNNING"
 
     def _reach(self) -> None:
         if self.unavailable:
@@ -244,15 +294,40 @@ class SimBackend:
     def _replay(self, text: str) -> None:
         for line in text.splitlines():
             entry = json.loads(line)
-            if entry.pop("op") == "launch":
+            op = entry.pop("op")
+            if op == "launch":
                 job = SimJob(**entry)
                 self.jobs[job.submission_id] = job
                 self.launches.append(job.submission_id)
+            elif op == "intrude":
+                held = seen_from(
+                    {"at_ns": 0, "holdings": [entry["held"]], "complete": True, "unexplained": {}}
+                )
+                self.rogues[held.holdings[0].id] = held.holdings[0]
+            elif op == "end":
+                self._ended(entry["target"], entry["id"])
             elif (job_ := self.jobs.get(entry["submission_id"])) is not None:
                 self._end(job_, "STOPPED", entry["at_ns"], "stopped")
 
 
-_KEPT = ("submission_id", "content", "seconds", "exit_code", "need", "launched_ns")
+_KEPT = ("submission_id", "content", "seconds", "exit_code", "need", "devices", "launched_ns")
+
+
+def _booked(job: SimJob) -> Holding:
+    """A running attempt holds what it leased when it was launched."""
+    parts = tuple(Part(node=node, device=device, milli_gpu=amount) for node, device, amount in job.devices)
+    return Holding(
+        holder=Holder.ACTOR,
+        id=f"actor-of-{job.submission_id}",
+        parts=parts,
+        owner=f"ray-{job.submission_id}",
+        submission=job.submission_id,
+    )
+
+
+def _devices(launch: Launch) -> list[list[Any]]:
+    view = binding.decode(launch.runtime_env["env_vars"][binding.LEASE_VARIABLE])
+    return [[worker.node, device, worker.milli_gpu] for worker in view.workers for device in worker.devices]
 
 
 def _need(launch: Launch) -> dict[str, int]:

@@ -257,6 +257,28 @@ outbox = Table(
     sqlite_autoincrement=True,
 )
 
+findings = Table(
+    "findings",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("target", String(32), nullable=False),
+    Column("target_id", _ID, nullable=False),
+    Column("owner", _ID, nullable=False),
+    Column("job_id", _ID, nullable=False),
+    Column("team", _NAME, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("milli_gpu", BigInteger, nullable=False),
+    Column("message", Words, nullable=False),
+    Column("detail", JSON, nullable=False),
+    Column("first_ns", BigInteger, nullable=False),
+    Column("warned_ns", BigInteger, nullable=False),
+    Column("stop_control_ns", BigInteger, nullable=False),
+    Column("ended_ns", BigInteger),
+)
+"""What the guard found. state: WARNED, STOPPING, STOPPED, CLEARED. `owner` is the Ray job that made the thing, `job_id`
+ours ("" for none); `stop_control_ns` when it is stopped, where its kind is stopped at all."""
+
 idempotency = Table(
     "idempotency",
     metadata,

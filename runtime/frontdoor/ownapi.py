@@ -150,6 +150,48 @@ class Usage(BaseModel):
     teams: dict[str, list[int]]
 
 
+class GuardKind(BaseModel):
+    """`mode`: off, warn or stop; the grace is from the warning to the stop."""
+
+    mode: str
+    grace_s: int
+
+
+class GuardFinding(BaseModel):
+    """Something that holds GPUs. `state`: WARNED, STOPPING, STOPPED, or CLEARED (it ended by itself, or a lease covers
+    it now). `target` and `target_id`: what is stopped; `owner`: the Ray job that made it; `job` and `team` are empty
+    where nobody is known; `stops_in_ns` is null where it will not be stopped, or has been."""
+
+    id: str
+    kind: str
+    state: str
+    target: str
+    target_id: str
+    owner: str
+    job: str
+    team: str
+    milli_gpu: int
+    message: str
+    detail: dict[str, Any]
+    first_ns: int
+    warned_ns: int
+    ended_ns: int | None
+    stops_in_ns: int | None
+
+
+class GuardReport(BaseModel):
+    """`message`: why the guard cannot see now, else empty. `complete` is false when there was more than one look may
+    read. `unexplained_milli_gpu`: booked in Ray on a node by nobody that was seen (admins only)."""
+
+    mode: str
+    kinds: dict[str, GuardKind]
+    looked_ns: int | None
+    message: str
+    complete: bool
+    unexplained_milli_gpu: dict[str, int]
+    findings: list[GuardFinding]
+
+
 class WhoAmI(BaseModel):
     principal: str
     kind: str
@@ -301,6 +343,11 @@ async def endpoints(request: web.Request) -> web.Response:
     )
 
 
+async def guard(request: web.Request) -> web.Response:
+    ours = context(request)
+    return web.json_response(await ours.call(ours.control.guard, caller(request)))
+
+
 async def cost(request: web.Request) -> web.Response:
     ours = context(request)
     return web.json_response(await ours.call(ours.control.cost, caller(request)))
@@ -412,6 +459,13 @@ ROUTES: tuple[Route, ...] = (
         "milli-GPU held by each team over the last minutes, as means over equal parts of them",
         answer=Usage,
         query={"minutes": "how far back, a week at most", "points": "into how many parts, 1000 at most"},
+    ),
+    Route(
+        "GET",
+        "/moorage/v1/guard",
+        guard,
+        "GPUs held without a lease or beyond it: warned about, stopped, cleared",
+        answer=GuardReport,
     ),
     Route("GET", "/moorage/v1/openapi.json", openapi, "This document", secured=False),
 )

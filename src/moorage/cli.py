@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("moorage.runtime.commands.jobs:stop", "Stop a job."),
     "events": ("moorage.runtime.commands.jobs:events", "The audit record: who did what, when."),
     "cost": ("moorage.runtime.commands.jobs:cost", "GPU time and money per team and job."),
+    "guard": (
+        "moorage.runtime.commands.guard:guard",
+        "GPUs held without a lease or beyond it, and what is done about it.",
+    ),
     "simulate": (
         "moorage.runtime.commands.simulate:simulate",
         "Replay a recorded workload and compare policies.",

@@ -21,7 +21,7 @@ def test_every_commit_point_survives_a_sigkill(tmp_path: Path, root: Path) -> No
         [sys.executable, "-P", str(script), str(tmp_path), *failpoints.NAMES],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=220,
         env={
             key: value
             for key, value in os.environ.items()
@@ -51,6 +51,8 @@ def test_every_commit_point_survives_a_sigkill(tmp_path: Path, root: Path) -> No
             "stopped": "STOPPED",
             "grower": "STOPPED",
         }, name
+        assert seen["guard"] == ["guard.warned", "guard.stopping", "guard.stopped"], f"{name}: told once"
+        assert set(seen["ended"]) == {"rogue"}, f"{name}: the guard ended what it found, and nothing else"
     assert found["submit.before-commit"]["survived"] == []
     assert found["submit.after-commit"]["survived"] == ["short"], (
         "acknowledged or not, what is committed is there"

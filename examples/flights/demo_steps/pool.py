@@ -20,6 +20,7 @@ from demo_steps.checks import StepFailed
 
 NODES, GPUS_PER_NODE = 2, 4
 TEAMS = Path(__file__).resolve().parents[1] / "teams.yaml"
+SETTINGS = Path(__file__).resolve().parents[1] / "pool.yaml"
 USUAL_PORT = 8470
 LONGEST_SOCKET_PATH, SOCKET_NAME = 107, "control.sock"
 MARKER = "made-by-the-flights-demo"
@@ -93,6 +94,7 @@ class Pool:
 
     def up(self) -> None:
         shape = ["--nodes", str(NODES), "--logical-gpus", str(GPUS_PER_NODE), "--teams", str(TEAMS)]
+        shape += ["--pool", str(SETTINGS)]
         done = self._moorage("up", *shape, "--port", str(free_port()), "--json")
         if done.returncode:
             raise StepFailed(

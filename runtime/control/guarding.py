@@ -1,0 +1,334 @@
+"""The guard: what holds GPUs without a lease is seen several times, warned about, and stopped after its grace.
+
+A finding lives in the store: WARNED -> STOPPING -> STOPPED, or CLEARED when it ended by itself or a lease covers it
+now. Only the looks before the warning are remembered in memory: a restart sees the thing anew, warns nobody twice,
+and keeps the deadline of what was warned about. What is stopped goes through the outbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from moorage.cluster.backend import Backend, BackendUnavailable
+from moorage.runtime.control import growth, lifecycle, outcome, records
+from moorage.runtime.control.api import Caller
+from moorage.runtime.control.book import Book
+from moorage.runtime.control.clock import Now
+from moorage.runtime.control.core import Change, Core
+from moorage.runtime.control.states import ON_RAY, WITH_ATTEMPT
+from moorage.runtime.control.store import record
+from moorage.runtime.control.tables import findings, jobs
+from moorage.scheduling.guard import Cover, Finding, GuardPolicy, Kind, Mode, Seen, Target, judge
+from moorage.scheduling.ledger import task_milli_per_device
+
+log = logging.getLogger(__name__)
+WARNED, STOPPING, STOPPED, CLEARED = "WARNED", "STOPPING", "STOPPED", "CLEARED"
+OPEN = (WARNED, STOPPING)
+EFFECT = "guard-stop"
+LOOKS = 2
+"""Observations in a row that say the same, before it is believed."""
+MAX_SHOWN = 200
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Sights:
+    """What was seen in a row: key -> (looks, first control time, first wall time)."""
+
+    seen: dict[Key, tuple[int, int, int]] = field(default_factory=dict)
+    absent: dict[Key, int] = field(default_factory=dict)
+
+    def look(self, found: Iterable[Key], open_: Iterable[Key], now: Now) -> None:
+        there = set(found)
+        self.seen = {
+            key: (self.seen[key][0] + 1, *self.seen[key][1:])
+            if key in self.seen
+            else (1, now.control_ns, now.wall_ns)
+            for key in there
+        }
+        self.absent = {key: self.absent.get(key, 0) + 1 for key in open_ if key not in there}
+
+    def believed(self, key: Key, confirm_ns: int, now: Now) -> bool:
+        looks, since, _ = self.seen[key]
+        return looks >= LOOKS and now.control_ns - since >= confirm_ns
+
+    def gone(self, key: Key) -> bool:
+        return self.absent.get(key, 0) >= LOOKS
+
+
+class Guard:
+    """Called by the loop's thread only, but for `report`."""
+
+    def __init__(self, core: Core, backend: Backend, policy: GuardPolicy) -> None:
+        self._core, self._backend, self.policy = core, backend, policy
+        self._sights = Sights()
+        self._next_ns = 0
+        self._last: Seen | None = None
+        self.blind = ""
+        """Why the guard cannot see now; "" when it can."""
+
+    def look(self) -> None:
+        """One look, if it is time for one. Never raises because the cluster does not answer."""
+        now = self._core.store.clock.now()
+        if now.control_ns < self._next_ns:
+            return
+        self._next_ns = now.control_ns + self.policy.interval_ns
+        if self.policy.mode is Mode.OFF:
+            self._next_ns = 1 << 62
+            self._absorb({}, Seen(at_ns=now.wall_ns, holdings=()), off=True)
+            return
+        try:
+            seen = self._backend.holdings()
+        except BackendUnavailable as error:
+            if not self.blind:
+                log.warning("the guard sees nothing: %s", error)
+            self.blind = str(error)
+            return
+        self.blind, self._last = "", seen
+        with self._core.store.lock, self._core.store.read() as db:
+            covers, apps = leased(db, self._core.book, seen)
+        found = judge(seen, covers, apps, self.policy.allow)
+        self._absorb(_by_target(one for one in found if self.policy.mode_of(one.kind) is not Mode.OFF), seen)
+
+    def _absorb(self, found: Mapping[Key, Finding], seen: Seen, off: bool = False) -> None:
+        """Bring the findings in the store in line with what was found, in one transaction (none if nothing changed)."""
+        core = self._core
+        with core.store.read() as db:
+            rows = db.execute(
+                select(findings).where(findings.c.state.in_(OPEN)).order_by(findings.c.id)
+            ).all()
+        opened = {(row.target, row.target_id): row for row in rows}
+        now = core.store.clock.now()
+        self._sights.look(found, opened, now)
+        worse = [key for key, row in opened.items() if key in found and self._worse(row, found[key])]
+        ended = [key for key in opened if off or key in worse or (seen.complete and self._sights.gone(key))]
+        due = [key for key, row in opened.items() if key not in ended and self._due(row, found.get(key), now)]
+        fresh = [
+            key
+            for key in found
+            if (key not in opened or key in worse) and self._sights.believed(key, self.policy.confirm_ns, now)
+        ]
+        if not (ended or due or fresh):
+            return
+        present = {name for one in seen.holdings for name in (one.id, one.app)}
+        with core.change("guard") as change:
+            for key in ended:
+                self._end(change, opened[key], still_there=off or key in worse or key[1] in present)
+            for key in due:
+                self._stop(change, opened[key])
+            for key in fresh:
+                self._warn(change, found[key], self._sights.seen[key][2])
+
+    def _worse(self, row: Row[Any], now: Finding) -> bool:
+        """What was only warned about is of a kind now that is stopped: its owner was not told so."""
+        before = self.policy.mode_of(Kind(row.kind))
+        return row.state == WARNED and before is not Mode.STOP and self.policy.mode_of(now.kind) is Mode.STOP
+
+    def _due(self, row: Row[Any], found: Finding | None, now: Now) -> bool:
+        return (
+            found is not None
+            and row.state == WARNED
+            and self.policy.mode_of(found.kind) is Mode.STOP
+            and now.control_ns >= row.stop_control_ns
+        )
+
+    # -- the life of a finding
+
+    def _warn(self, change: Change, found: Finding, first_ns: int) -> None:
+        stops = self.policy.mode_of(found.kind) is Mode.STOP
+        grace = 0 if stops and _again(change.db, found) else self.policy.grace_of(found.kind)
+        row = {
+            "id": f"f-{secrets.token_hex(8)}",
+            "kind": str(found.kind),
+            "target": str(found.target),
+            "target_id": found.target_id,
+            "owner": found.holding.owner,
+            "job_id": found.job,
+            "team": found.team,
+            "state": WARNED,
+            "milli_gpu": found.holding.milli_gpu,
+            "message": found.text(),
+            "detail": _detail(found),
+            "first_ns": first_ns,
+            "warned_ns": change.now.wall_ns,
+            "stop_control_ns": change.now.control_ns + grace,
+        }
+        change.db.execute(insert(findings).values(**row))
+        will = f"stopped in {grace / 1e9:g} s" if stops else "not stopped"
+        log.warning("guard: %s: %s; %s", found.kind, row["message"], will)
+        _tell(change, "guard.warned", row, {"stops": stops, "grace_ns": grace})
+
+    def _stop(self, change: Change, row: Row[Any]) -> None:
+        if row.target == Target.JOB:
+            job = records.job_row(change.db, row.target_id)
+            if job is None or job.state not in ON_RAY or job.stop_reason:
+                return  # it is ending already
+            lifecycle.ask_stop(change, job, records.current_attempt(change.db, job), outcome.GUARD)
+        else:
+            what = {"target": row.target, "id": row.target_id, "owner": row.owner}
+            records.enqueue(change.db, change.now, EFFECT, row.id, row.job_id, what)
+        change.db.execute(update(findings).where(findings.c.id == row.id).values(state=STOPPING))
+        log.warning("guard: stopping %s %s: %s", row.target, row.target_id, row.message)
+        _tell(change, "guard.stopping", row._asdict())
+
+    def _end(self, change: Change, row: Row[Any], *, still_there: bool) -> None:
+        """It is over: stopped by us, gone by itself, or covered (or another thing) now."""
+        state = STOPPED if row.state == STOPPING and not still_there else CLEARED
+        records.close_outbox(change.db, change.now, row.id, (EFFECT,))
+        values = {"state": state, "ended_ns": change.now.wall_ns}
+        change.db.execute(update(findings).where(findings.c.id == row.id).values(**values))
+        log.info("guard: %s: %s", state.lower(), row.message)
+        _tell(change, f"guard.{state.lower()}", row._asdict())
+
+    # -- for readers
+
+    def report(self, db: Connection, caller: Caller) -> dict[str, Any]:
+        """What the caller may see, JSON values only: open findings first, then the last that ended."""
+        query = select(findings)
+        if not caller.is_admin:
+            query = query.where(findings.c.team.in_(caller.teams))
+        still = findings.c.state.in_(OPEN)
+        rows = list(db.execute(query.where(still).order_by(findings.c.warned_ns.desc())).all())
+        rows += db.execute(query.where(~still).order_by(findings.c.ended_ns.desc()).limit(MAX_SHOWN)).all()
+        last, now = self._last, self._core.store.clock.now()
+        return {
+            "mode": str(self.policy.mode),
+            "kinds": {
+                str(kind): {
+                    "mode": str(self.policy.mode_of(kind)),
+                    "grace_s": self.policy.grace_of(kind) // 10**9,
+                }
+                for kind in Kind
+            },
+            "looked_ns": last.at_ns if last else None,
+            "message": self.blind,
+            "complete": last.complete if last else False,
+            "unexplained_milli_gpu": dict(last.unexplained) if last and caller.is_admin else {},
+            "findings": [self._json(row, now) for row in rows],
+        }
+
+    def _json(self, row: Row[Any], now: Now) -> dict[str, Any]:
+        stops = row.state == WARNED and self.policy.mode_of(Kind(row.kind)) is Mode.STOP
+        left = max(0, row.stop_control_ns - now.control_ns)
+        return {
+            **{
+                name: getattr(row, name)
+                for name in ("id", "kind", "state", "target", "target_id", "owner", "team", "milli_gpu")
+            },
+            "job": row.job_id,
+            "message": row.message,
+            "detail": row.detail,
+            "first_ns": row.first_ns,
+            "warned_ns": row.warned_ns,
+            "ended_ns": row.ended_ns,
+            "stops_in_ns": left if stops else None,
+        }
+
+
+def counts(db: Connection) -> dict[tuple[str, str], int]:
+    """Findings of all time by (kind, state)."""
+    rows = db.execute(
+        select(findings.c.kind, findings.c.state, func.count()).group_by(findings.c.kind, findings.c.state)
+    )
+    return {(str(row[0]), str(row[1])): int(row[2]) for row in rows}
+
+
+def samples(found: Mapping[tuple[str, str], int]) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """`counts` as Prometheus samples: what is open now, and what was ever warned about and stopped."""
+    kinds = [str(kind) for kind in Kind]
+
+    def of(*states: str) -> dict[tuple[tuple[str, str], ...], float]:
+        return {
+            (("kind", kind),): float(sum(found.get((kind, state), 0) for state in states)) for kind in kinds
+        }
+
+    return {
+        "moorage_guard_findings": of(*OPEN),
+        "moorage_guard_warned_total": of(WARNED, STOPPING, STOPPED, CLEARED),
+        "moorage_guard_stopped_total": of(STOPPED),
+    }
+
+
+def leased(db: Connection, book: Book, seen: Seen) -> tuple[dict[str, Cover], dict[str, str]]:
+    """What the attempts behind the holders have leased, by submission id, and which submission published which Serve
+    application. Only of those that something seen may belong to."""
+    apps = {
+        view.app: view.job_id
+        for view in (growth.endpoint_views(db) if any(one.app for one in seen.holdings) else [])
+        if view.live
+    }
+    wanted = {one.submission.rpartition("-")[0] for one in seen.holdings} | set(apps.values())
+    covers, current = {}, {}
+    for job in sorted(wanted - {""}):
+        row = db.execute(
+            select(jobs.c.id, jobs.c.team, jobs.c.attempt).where(
+                jobs.c.id == job, jobs.c.state.in_(WITH_ATTEMPT)
+            )
+        ).one_or_none()
+        if row is not None:
+            submission = current[job] = f"{row.id}-{row.attempt}"
+            covers[submission] = Cover(job=row.id, team=row.team, parts=_parts(book, row.id))
+    return covers, {app: current[job] for app, job in apps.items() if job in current}
+
+
+def _parts(book: Book, job: str) -> dict[tuple[str, int], int]:
+    parts: dict[tuple[str, int], int] = {}
+    for lease in book.ledger.held_by(job):
+        for task in lease.tasks:
+            for device in task.devices:
+                place = (task.node, device)
+                parts[place] = parts.get(place, 0) + task_milli_per_device(task)
+    return parts
+
+
+def _by_target(found: Iterable[Finding]) -> dict[Key, Finding]:
+    """One finding per thing to stop: an application with several replicas is one thing."""
+    merged: dict[Key, Finding] = {}
+    for one in found:
+        key = (str(one.target), one.target_id)
+        if key in merged:
+            first = merged[key]
+            parts = first.holding.parts + one.holding.parts
+            one = replace(first, holding=replace(first.holding, parts=parts), held=first.held + one.held)
+        merged[key] = one
+    return merged
+
+
+def _again(db: Connection, found: Finding) -> bool:
+    """Whether the same owner was stopped for the same before: it is not given another grace."""
+    owner = found.holding.owner
+    before = select(findings.c.id).where(
+        findings.c.owner == owner, findings.c.kind == str(found.kind), findings.c.state == STOPPED
+    )
+    return bool(owner) and db.execute(before.limit(1)).first() is not None
+
+
+def _detail(found: Finding) -> dict[str, Any]:
+    held = asdict(found.holding)
+    kept = ("holder", "id", "submission", "detached", "name", "namespace", "app", "pid", "since_ms", "parts")
+    return {
+        **{name: str(held[name]) if name == "holder" else held[name] for name in kept},
+        "held_milli_gpu": found.held,
+        "leased_milli_gpu": found.leased,
+    }
+
+
+def _tell(change: Change, kind: str, row: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
+    """An event of the job, where there is one, and of the audit record always."""
+    payload = {
+        "finding": row["id"],
+        "reason": row["kind"],
+        "target": row["target"],
+        "target_id": row["target_id"],
+        "owner": row["owner"],
+        "milli_gpu": row["milli_gpu"],
+        "message": row["message"],
+        **(more or {}),
+    }
+    record(change.db, change.now, kind, payload, team=row["team"], job_id=row["job_id"])
