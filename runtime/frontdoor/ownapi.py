@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from moorage.errors import InvalidRequest
 from moorage.runtime.control.api import AttemptView, EndpointView, GrowAsk, JobView, SubleaseView, WhyView
-from moorage.runtime.frontdoor import notices, wire
+from moorage.runtime.frontdoor import guardapi, notices, wire
 from moorage.runtime.frontdoor.context import caller, context
 from moorage.runtime.frontdoor.middleware import json_body
 from moorage.runtime.frontdoor.openapi import Route, document
@@ -148,48 +148,6 @@ class Usage(BaseModel):
     to_ns: int
     capacity_milli_gpu: int
     teams: dict[str, list[int]]
-
-
-class GuardKind(BaseModel):
-    """`mode`: off, warn or stop; the grace is from the warning to the stop."""
-
-    mode: str
-    grace_s: int
-
-
-class GuardFinding(BaseModel):
-    """Something that holds GPUs. `state`: WARNED, STOPPING, STOPPED, or CLEARED (it ended by itself, or a lease covers
-    it now). `target` and `target_id`: what is stopped; `owner`: the Ray job that made it; `job` and `team` are empty
-    where nobody is known; `stops_in_ns` is null where it will not be stopped, or has been."""
-
-    id: str
-    kind: str
-    state: str
-    target: str
-    target_id: str
-    owner: str
-    job: str
-    team: str
-    milli_gpu: int
-    message: str
-    detail: dict[str, Any]
-    first_ns: int
-    warned_ns: int
-    ended_ns: int | None
-    stops_in_ns: int | None
-
-
-class GuardReport(BaseModel):
-    """`message`: why the guard cannot see now, else empty. `complete` is false when there was more than one look may
-    read. `unexplained_milli_gpu`: booked in Ray on a node by nobody that was seen (admins only)."""
-
-    mode: str
-    kinds: dict[str, GuardKind]
-    looked_ns: int | None
-    message: str
-    complete: bool
-    unexplained_milli_gpu: dict[str, int]
-    findings: list[GuardFinding]
 
 
 class WhoAmI(BaseModel):
@@ -343,11 +301,6 @@ async def endpoints(request: web.Request) -> web.Response:
     )
 
 
-async def guard(request: web.Request) -> web.Response:
-    ours = context(request)
-    return web.json_response(await ours.call(ours.control.guard, caller(request)))
-
-
 async def cost(request: web.Request) -> web.Response:
     ours = context(request)
     return web.json_response(await ours.call(ours.control.cost, caller(request)))
@@ -463,9 +416,9 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET",
         "/moorage/v1/guard",
-        guard,
+        guardapi.guard,
         "GPUs held without a lease or beyond it: warned about, stopped, cleared",
-        answer=GuardReport,
+        answer=guardapi.GuardReport,
     ),
     Route("GET", "/moorage/v1/openapi.json", openapi, "This document", secured=False),
 )
