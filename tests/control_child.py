@@ -78,7 +78,7 @@ def wait(condition: Any, what: str) -> None:
 
 def work(folder: Path) -> dict[str, Any]:
     """Submit (again), grow, stop, wait for the end; what the control plane says of the jobs."""
-    service = opened(folder, rogue=True)
+    service = opened(folder)
     survived = sorted(view.job_id for view in service.jobs(ADMIN))
     service.start()
 
@@ -97,20 +97,32 @@ def work(folder: Path) -> dict[str, Any]:
     for job in ("grower", "stopped"):
         service.stop(ADMIN, job)
     wait(lambda: all(view.final for view in service.jobs(ADMIN)), "every job to end")
-    wait(lambda: [state for _, state in judged(service)] == ["STOPPED"], "the rogue to be stopped")
     service.loop.stop()
     sound(service, service.store.clock)
     said = {job: state(job) for job in JOBS}
     held = len(service.core.book.ledger.leases)
-    told = [
-        event["kind"] for event in service.events(ADMIN, limit=1000) if event["kind"].startswith("guard.")
-    ]
     service.close()
-    return {"survived": survived, "states": said, "held": held, "guard": told}
+    return {"survived": survived, "states": said, "held": held}
 
 
-def judged(service: Service) -> list[tuple[str, str]]:
-    return [(one["target_id"], one["state"]) for one in service.guard(ADMIN)["findings"]]
+def intrude(folder: Path) -> dict[str, Any]:
+    """A rogue beside a job (submitted again): wait until the one was stopped and the other has succeeded."""
+    service = opened(folder, rogue=True)
+    service.start()
+    metadata = {"team": "ops", "gpus_per_worker": "1", "sim.seconds": "0.3"}
+    service.submit(ADMIN, Submission(entrypoint="x", submission_id="short", metadata=metadata))
+
+    def judged() -> list[tuple[str, str]]:
+        return [(one["target_id"], one["state"]) for one in service.guard(ADMIN)["findings"]]
+
+    wait(lambda: judged() == [("rogue", "STOPPED")], "the rogue to be stopped")
+    wait(lambda: service.job(ADMIN, "short").state == "SUCCEEDED", "the job beside it")
+    service.loop.stop()
+    sound(service, service.store.clock)
+    told = [one["kind"] for one in service.events(ADMIN, limit=1000) if one["kind"].startswith("guard.")]
+    held = len(service.core.book.ledger.leases)
+    service.close()
+    return {"guard": told, "held": held}
 
 
 def lend(folder: Path) -> dict[str, Any]:
@@ -155,6 +167,7 @@ def forked(folder: Path, failpoint: str) -> int:
         try:
             failpoints.arm(failpoint)
             scene = lend if folder.name.startswith(PREEMPTING) else work
+            scene = intrude if folder.name.startswith("guard.") else scene
             (folder / "said.json").write_text(json.dumps(scene(folder)))
             code = 0
         except (MoorageError, AssertionError) as error:
