@@ -332,8 +332,34 @@ def serving() -> Sheet:
     return sheet
 
 
+def preemption() -> Sheet:
+    """Two devices over time: lent, told, given back, resumed."""
+    sheet = Sheet("Preemption is a conversation", 720, 250)
+    sheet.text(20, 22, "research trains on quota of serving; serving wants it back", "t")
+    x, top = 110, 60
+    for row, words in enumerate(("research", "serving")):
+        sheet.text(20, top + 26 + row * 56, f"{words}: job")
+    sheet.box(x, top, 200, 40, fill=COLOURS["A"], words="trains: steps 1 to 480")
+    sheet.box(x + 200, top, 70, 40, fill=COLOURS["D"], words="saves")
+    sheet.box(x + 270, top, 190, 40, dash=True, words="queued, progress kept")
+    sheet.box(x + 460, top, 130, 40, fill=COLOURS["A"], words="step 481, ...")
+    sheet.box(x + 200, top + 56, 80, 40, dash=True, words="promised")
+    sheet.box(x + 280, top + 56, 170, 40, fill=COLOURS["B"], words="runs")
+    sheet.line(x, top + 120, x + 590, top + 120, arrow=True)
+    sheet.text(x + 590, top + 136, "time", anchor="end")
+    for at, words, low in (
+        (200, "notice", 0),
+        (270, "it leaves: exit 75", 1),
+        (400, "end of the grace: then stopped", 2),
+    ):
+        sheet.line(x + at, 46, x + at, top + 124 + low * 18, dash=True)
+        sheet.text(x + at + 4, top + 136 + low * 18, words)
+    return sheet
+
+
 PICTURES = (
     quota,
+    preemption,
     sharing,
     fragmentation,
     packing,

@@ -36,7 +36,7 @@ def told(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['job_id']} ({found['team']}) is {found['state']}: {_state(found)}"]
     if explanation:
         lines += _explained(found, explanation)
-    elif found["state"] == "PENDING":
+    elif found["state"] == "PENDING" and (found["reason"] or {}).get("code") != "leaving":
         lines.append("Nothing holds it back: it starts with the next scheduling round.")
     for lease in found["holds"]:
         end = "its end is not known (no max_runtime)"
