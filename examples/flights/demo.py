@@ -29,6 +29,7 @@ from demo_steps import (
     features,
     guarding,
     ledger,
+    reclaiming,
     registering,
     reporting,
     serving,
@@ -37,7 +38,7 @@ from demo_steps import (
 )
 from demo_steps.checks import Checks, StepFailed
 from demo_steps.pool import NODES, Pool, choose_home
-from demo_steps.run import OPS, RESEARCH, Run
+from demo_steps.run import BATCH, OPS, RESEARCH, Run
 from demo_steps.screen import Screen
 
 from moorage.errors import MoorageError
@@ -72,6 +73,7 @@ def rows(full: bool) -> list[tuple[str, str]]:
         (sweeping.WIDE, RESEARCH),
         (sweeping.DEEP, RESEARCH),
         (registering.STEP, OPS),
+        (reclaiming.STEP, BATCH),
         (serving.STEP, OPS),
         (evaluating.STEP, OPS),
         (serving.LOAD, OPS),
@@ -161,7 +163,7 @@ def steps(demo: Run) -> None:
             with decisions.Watch(demo) as watch:
                 together([threads.submit(guarding.run, demo), threads.submit(features.run, demo)])
                 train_and_sweep(demo, threads)
-                registering.run(demo)
+                together([threads.submit(step.run, demo) for step in (registering, reclaiming)])
                 serve_and_evaluate(demo, threads)
             demo.screen.start(ledger.STEP, "collecting")
             ledger.collect(demo, time.time_ns(), watch.said)

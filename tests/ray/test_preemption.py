@@ -77,7 +77,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_train_job_gives_lent_gpus_back_and_ends_as_if_nothing_had_been(pool: Pool, tmp_path: Path) -> None:
-    """Notice, checkpoint, release: no step lost, none done twice; the next attempt goes on with two workers of three."""
+    """Notice, checkpoint, release: no step lost, none done twice; the next attempt has two workers of three."""
     runs = pool.files.data / "runs" / "lent"
     submit(
         pool,

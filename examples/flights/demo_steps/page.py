@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from demo_steps import sections
+from demo_steps import reclaiming, sections
 from demo_steps.evaluating import BOOSTING, CHAMPION, MAJORITY
 from moorage.runtime.telemetry.report import Report, Section, Table, Tile
 
@@ -24,6 +24,7 @@ def build(found: Facts) -> Report:
         ("queue", sections.queue),
         ("features", sections.features),
         ("train", sections.training),
+        ("reclaim", reclaiming.section),
         ("sweeps", sections.sweeps),
         ("registry", sections.registry),
         ("requests", sections.serving),

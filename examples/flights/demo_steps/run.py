@@ -12,7 +12,7 @@ from demo_steps.jobs import Submitted, submit
 from demo_steps.pool import Pool
 from demo_steps.screen import Screen
 
-OPS, RESEARCH = "ops", "research"
+OPS, RESEARCH, BATCH = "ops", "research", "batch"
 PATIENCE_S = 300.0
 """The longest any one wait may last: far above what a step takes, so that a hang ends with a reason."""
 
