@@ -43,7 +43,7 @@ class Slow:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--pause-ms", type=float, default=10.0, help="added to each step")
     args = parser.parse_args()
 

@@ -26,7 +26,7 @@ ASKED = {
     "preemptible": "true",
 }
 OWN = {"workers": "4", "gpus_per_worker": "1", "cpus_per_worker": "1"}
-BEGUN, OWNER_S = 100, "4"
+BEGUN, OWNER_S = 50, "4"
 """Steps of the borrower after which the owner comes, and how long it stays."""
 POLL_S = 0.1
 
