@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -111,6 +111,92 @@ def worker_selectors(lease: LeaseView) -> list[dict[str, str]]:
     """One selector per worker, in the lease's order (Ray Train regroups ranks by node: rank i is not selector
     i)."""
     return [node_selector(worker.ray_node_id) for worker in lease.workers]
+
+
+def check_fits(lease: LeaseView, gpus: float, cpus: float) -> WorkerView:
+    """A worker of the lease that has that much. Raises `InvalidRequest` (code `lease-too-small`) when none has: the
+    task would wait for ever."""
+    for worker in lease.workers:
+        if worker.gpus >= gpus - 1e-9 and worker.cpus >= cpus - 1e-9:
+            return worker
+    largest = max(((worker.gpus, worker.cpus) for worker in lease.workers), default=(0.0, 0.0))
+    raise InvalidRequest(
+        f"a task or actor of {gpus:g} GPUs and {cpus:g} CPUs fits into no worker of this job's lease",
+        why=f"the lease has {len(lease.workers)} workers, the largest of {largest[0]:g} GPUs and {largest[1]:g} CPUs",
+        todo="ask for it at submission: workers, gpus_per_worker, cpus_per_worker",
+        code="lease-too-small",
+    )
+
+
+def bundle_selectors(
+    lease: LeaseView,
+    bundles: Sequence[Mapping[str, float]],
+    *,
+    one_node: bool = False,
+    taken: Sequence[tuple[str, float]] = (),
+) -> list[dict[str, str]] | None:
+    """A label selector per bundle of a placement group, so that those with GPUs are where the lease has them.
+
+    The largest bundles choose first, each the node of the lease that has the least room it fits into; a bundle may have
+    several workers' devices of one node. None when no bundle asks for a GPU. Raises `InvalidRequest` (code
+    `lease-too-small`) when the lease cannot hold them; `one_node`: when it cannot on one node.
+
+    `taken`: (node, GPUs) of bundles that are there already. What fits beside them goes there; what fits only once they
+    are gone is placed as if they were.
+    """
+    asked = [float(bundle.get("GPU", 0)) for bundle in bundles]
+    if not any(asked):
+        return None
+    room: dict[str, list[float]] = {}
+    for worker in lease.workers:
+        for _ in worker.devices:
+            room.setdefault(worker.ray_node_id, []).append(worker.milli_gpu / 1000)
+    for there in (taken, ()) if taken else ((),):
+        left = {node: list(devices) for node, devices in room.items()}
+        for node, gpus in there:
+            _chosen([gpus], {node: left.get(node, [])})
+        for nodes in [[node] for node in room] if one_node else [list(room)]:
+            chosen = _chosen(asked, {node: list(left[node]) for node in nodes})
+            if chosen is not None:
+                return [node_selector(node) if node else {} for node in chosen]
+    where = "one node of the lease" if one_node else "the lease"
+    raise InvalidRequest(
+        f"a placement group of {sum(asked):g} GPUs in {len(bundles)} bundles does not fit into {where}",
+        why=f"the lease has {lease.gpus:g} GPUs on {len(room)} nodes",
+        todo="ask for them at submission: workers and gpus_per_worker, with max_per_domain or required_topology",
+        code="lease-too-small",
+    )
+
+
+def _chosen(asked: Sequence[float], room: dict[str, list[float]]) -> list[str] | None:
+    """The node of each bundle ("" without a GPU); None when one has no place. `room` is used up."""
+    found = [""] * len(asked)
+    for i in sorted(range(len(asked)), key=lambda i: -asked[i]):
+        if not asked[i]:
+            continue
+        ways = []
+        for node, devices in room.items():
+            taken = _devices_for(asked[i], devices)
+            if taken is not None:
+                ways.append((sum(devices), node, taken))
+        if not ways:
+            return None
+        _, found[i], taken = min(ways)
+        if asked[i] >= 1:
+            for at in sorted(taken, reverse=True):
+                del room[found[i]][at]
+        else:
+            room[found[i]][taken[0]] = round(room[found[i]][taken[0]] - asked[i], 6)
+    return found
+
+
+def _devices_for(gpus: float, devices: Sequence[float]) -> list[int] | None:
+    """Indexes of the devices a bundle would take: whole ones, or the smallest remainder that is enough, as on Ray."""
+    if gpus >= 1:
+        whole = [at for at, free in enumerate(devices) if free >= 1]
+        return whole[: round(gpus)] if len(whole) >= gpus else None
+    enough = [(free, at) for at, free in enumerate(devices) if free >= gpus - 1e-9]
+    return [min(enough)[1]] if enough else None
 
 
 def head_selector(lease: LeaseView) -> dict[str, str] | None:

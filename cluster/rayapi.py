@@ -26,9 +26,8 @@ from ray.core.generated import (
 )
 
 from moorage.cluster.holdings import RawActor, RawDriver, RawGroup, RawWorker
+from moorage.cluster.known import KNOWN, is_known
 from moorage.errors import MoorageError
-
-KNOWN = ("2.60.",)
 
 
 class UnknownRay(MoorageError):
@@ -40,7 +39,7 @@ class UnknownRay(MoorageError):
 def check_version(version: str | None = None) -> str:
     """Ray's version, when it is one this module knows; raises `UnknownRay`."""
     found: str = ray.__version__ if version is None else version
-    if not found.startswith(KNOWN):
+    if not is_known(found):
         raise UnknownRay(
             f"Ray {found} is installed",
             why=f"Moorage relies on internals it has checked only in Ray {', '.join(v + 'x' for v in KNOWN)}",
@@ -115,6 +114,11 @@ def node_processes(node: Any) -> dict[str, list[int]]:
 def dead_kinds(node: Any) -> list[str]:
     """Kinds of this node's processes that have ended."""
     return sorted({kind for kind, _ in node.dead_processes()})
+
+
+def children_stay_in_group() -> bool:
+    """Whether Ray itself keeps what this process starts within the placement group it runs in."""
+    return bool(ray._private.worker.global_worker.should_capture_child_tasks_in_placement_group)
 
 
 def token_is_on() -> bool:

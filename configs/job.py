@@ -30,6 +30,7 @@ KEYS = (
     "deadline",
     "max_attempts",
     "gpu_model",
+    "bind",
     *nodes.KEYS,
 )
 SHAPE = frozenset({"workers", "min_workers", "gpus_per_worker", "gpu_memory_mib", "cpus_per_worker"})
@@ -96,6 +97,8 @@ class JobAsk(BaseModel):
     gpu_model: str = ""
     constraints: Constraints = ANYWHERE
     preemptible: bool = False
+    bind: bool = True
+    """Whether plain Ray code of the job is kept within its lease."""
     max_runtime_ns: int | None = None
     deadline_ns: int | None = None
     """From submission."""
@@ -154,6 +157,7 @@ def parse_job(
         gpu_model=_text("gpu_model", ours.get("gpu_model", ""), 64),
         constraints=nodes.constraints(ours),
         preemptible=units.boolean("preemptible", ours.get("preemptible", False)),
+        bind=units.boolean("bind", ours.get("bind", True)),
         max_runtime_ns=runtime,
         deadline_ns=deadline,
         max_attempts=None if attempts is None else units.whole("max_attempts", attempts, 1, 100),

@@ -20,6 +20,7 @@ from typing import IO
 
 from aiohttp import web
 
+from moorage.cluster import binding
 from moorage.cluster.client import RayBackend
 from moorage.configs.pool import PoolSettings, load_pool
 from moorage.configs.teams import Teams, load_teams, parse_teams
@@ -65,6 +66,7 @@ async def _serve(home: PoolHome, options: argparse.Namespace) -> None:
             url=f"http://{HOST}:{options.port}",
             data=str(home.data),
             secret=tokens.secret_file(home.root / "control.secret"),
+            inject=str(Path(binding.__file__).parent / "inject"),
         ),
         settings=settings,
         guard=settings.guard.policy(joined=_joined(home)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class LaunchSettings:
     url: str
     data: str
     secret: bytes
+    inject: str = ""
+    """The folder that binds a job's plain Ray code to its lease (`moorage/cluster/inject`), where jobs run."""
 
 
 def lease_view(lease: Lease, ray_ids: Mapping[str, str]) -> binding.LeaseView:
@@ -57,8 +60,10 @@ def prepare(
     ask, submission = JobAsk.model_validate(job.ask), job.submission
     view = lease_view(lease, ray_ids)
     environment = dict(submission["runtime_env"] or {})
+    theirs = environment.get("env_vars") or {}
     environment["env_vars"] = {
-        **(environment.get("env_vars") or {}),
+        **theirs,
+        **_injected(ask, theirs, where),
         "MOORAGE_URL": where.url,
         "MOORAGE_JOB_ID": job.id,
         "MOORAGE_ATTEMPT": str(number),
@@ -79,6 +84,14 @@ def prepare(
         "entrypoint_label_selector": binding.head_selector(view),
         "packages": [[uri, path] for uri, path in sorted(submission["packages"].items())],
     }
+
+
+def _injected(ask: JobAsk, theirs: Mapping[str, str], where: LaunchSettings) -> dict[str, str]:
+    if not (ask.bind and where.inject):
+        return {"MOORAGE_BIND": "off"}
+    # Ray puts in what the node's own processes have, if anything.
+    path = [where.inject, theirs.get("PYTHONPATH") or "${PYTHONPATH}"]
+    return {"MOORAGE_BIND": "on", "PYTHONPATH": os.pathsep.join(path)}
 
 
 def complete(prepared: Mapping[str, Any], where: LaunchSettings) -> Launch:

@@ -1,0 +1,41 @@
+"""What a job's Python processes run at their start: the binding of the lease, and whatever site customisation there is.
+
+This folder is put at the head of a job's PYTHONPATH. Nothing here may fail: it is a user's process.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+
+def _bind() -> None:
+    if os.environ.get("MOORAGE_LEASE") and os.environ.get("MOORAGE_BIND") == "on":
+        try:
+            from moorage.cluster import autobind
+        except ImportError:
+            return  # the job brought an environment of its own without Moorage
+        autobind.install()
+
+
+def _tidy() -> None:
+    """Where the node had no PYTHONPATH ours ends with an empty entry, which would be the working directory."""
+    given = os.environ.get("PYTHONPATH", "")
+    if given.endswith(os.pathsep):
+        os.environ["PYTHONPATH"] = given.rstrip(os.pathsep)
+        if os.getcwd() in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(os.getcwd())]
+
+
+def _others() -> None:
+    """The `sitecustomize` that this one hides."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", path)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+_tidy()
+_bind()
+_others()
