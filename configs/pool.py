@@ -87,6 +87,8 @@ class PoolSettings(BaseModel):
     """How long a start waits for Ray to free devices that the ledger says are free."""
     lost_after_ms: int = Field(default=10_000, ge=0, le=600_000)
     """How long Ray may not know a started attempt before it counts as lost."""
+    requests_per_s: int = Field(default=200, ge=0, le=1_000_000)
+    """Of one caller at the front door, endpoints not counted; five times as many at once after a pause. 0: no limit."""
     max_pending: int = Field(default=10_000, ge=1, le=10_000_000)
     """Waiting jobs per team; above it submissions are refused."""
     packing: Literal["potential", "best-fit"] = "potential"

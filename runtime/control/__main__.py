@@ -71,7 +71,12 @@ async def _serve(home: PoolHome, options: argparse.Namespace) -> None:
         settings=settings,
         guard=settings.guard.policy(joined=_joined(home)),
     )
-    door = Settings(home=home.root, max_package=settings.package_limit_mib * MIB)
+    door = Settings(
+        home=home.root,
+        max_package=settings.package_limit_mib * MIB,
+        requests_per_s=settings.requests_per_s,
+        request_burst=5 * settings.requests_per_s,
+    )
     runner = web.AppRunner(frontdoor.create_app(service, None, door), access_log=None, shutdown_timeout=3.0)
     try:
         await runner.setup()

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from moorage.errors import Unavailable
 from moorage.runtime.control.api import Caller, Control, EndpointView
 from moorage.runtime.frontdoor.cache import ADDRESS_S, Remembered, mark
+from moorage.runtime.frontdoor.limits import RateLimit
 from moorage.runtime.frontdoor.settings import Settings
 from moorage.runtime.frontdoor.spool import Spool
 from moorage.runtime.frontdoor.upstream import Upstream
@@ -39,18 +41,36 @@ class Context:
     waits: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WAIT_THREADS, "lease-wait"))
     log_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     followers: set[asyncio.BaseTransport] = field(default_factory=set)
+    in_flight: int = 0
+    limit: RateLimit = field(init=False)
     callers: Remembered[bytes, Caller] = field(init=False)
     endpoints: Remembered[str, EndpointView] = field(init=False)
     addresses: Remembered[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.limit = RateLimit(self.settings.requests_per_s, self.settings.request_burst)
         keep_s = self.settings.endpoint_cache_s
         self.callers, self.endpoints = Remembered(keep_s), Remembered(keep_s)
         self.addresses = Remembered(min(keep_s, ADDRESS_S))
 
     async def call(self, function: Callable[..., T], *args: Any, **named: Any) -> T:
-        """Run a synchronous control-plane call on a worker thread: the loop never waits for the database."""
-        return await asyncio.get_running_loop().run_in_executor(self.calls, partial(function, *args, **named))
+        """Run a synchronous control-plane call on a worker thread: the loop never waits for the database.
+
+        Unavailable (code `overloaded`) when too many wait already: better refused now than answered when nobody waits.
+        """
+        if self.in_flight >= self.settings.most_in_flight:
+            raise Unavailable(
+                f"{self.in_flight} requests are under way",
+                todo="ask again in a moment",
+                code="overloaded",
+                retry_after_s=1,
+            )
+        self.in_flight += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.calls, partial(function, *args, **named))
+        finally:
+            self.in_flight -= 1
 
     async def endpoint_caller(self, token: str) -> Caller:
         """Who asks an endpoint: as `control.authenticate`, up to `endpoint_cache_s` old."""

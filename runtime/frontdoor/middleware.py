@@ -39,8 +39,8 @@ def problem_response(error: MoorageError) -> web.Response:
     headers = {"Cache-Control": "no-store"}
     if error.http_status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="moorage"'
-    if error.http_status == 503:
-        headers["Retry-After"] = "2"
+    if error.http_status in (429, 503):
+        headers["Retry-After"] = str(error.extra.get("retry_after_s", 2))
     return web.Response(
         status=error.http_status, text=json.dumps(ordered, default=str), content_type=PROBLEM, headers=headers
     )
@@ -152,7 +152,9 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         if request.path.startswith("/endpoints/"):
             set_caller(request, await ours.endpoint_caller(token))
         else:
-            set_caller(request, await ours.call(ours.control.authenticate, token))
+            who = await ours.call(ours.control.authenticate, token)
+            set_caller(request, who)
+            ours.limit.take(who.principal, time.monotonic())
     except Unauthenticated as error:
         response = problem_response(error)
         if request.path.startswith("/endpoints/"):

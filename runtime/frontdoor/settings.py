@@ -42,6 +42,11 @@ class Settings:
     max_lease_wait_s: float = 3600.0
     endpoint_cache_s: float = 2.0
     """How long the proxy believes a token's caller and an endpoint's address (`cache.py`); 0: not at all."""
+    requests_per_s: float = 200.0
+    """Of one caller, endpoints not counted; `request_burst` at once after a pause. 0: as many as it likes."""
+    request_burst: int = 1000
+    most_in_flight: int = 512
+    """Calls to the control plane that are under way or wait for a thread; one more is told to come back (503)."""
     ray_version: str = field(default_factory=installed_ray_version)
     dashboard: str | None = None
     serve: str | None = None
