@@ -74,6 +74,25 @@ async def test_the_pool_is_drawn_and_a_job_explained(tmp_path: Path) -> None:
             assert "Any of these would start it now" in job and "job.waits" in job
 
 
+async def test_what_holds_gpus_without_a_lease_is_shown(tmp_path: Path) -> None:
+    """S9: the guard's open findings, and nothing where there are none."""
+    with world(tmp_path) as w:
+        token = (w.tokens / "admin.token").read_text().strip()
+        quiet = w.service.guard(w.caller("admin"))
+        assert quiet["findings"] == []
+        rogue = {
+            "id": "1", "kind": "no-lease", "state": "WARNED", "target": "actor", "target_id": "ab12", "owner": "02000000",
+            "job": "", "team": "", "milli_gpu": 1500, "message": "a driver that nobody submitted holds <b>1.5</b> GPUs",
+            "detail": {}, "first_ns": 0, "warned_ns": 0, "ended_ns": None,
+            "stops_in_ns": 20 * 10**9,
+        }  # fmt: skip
+        async with served(w, tmp_path) as url:
+            assert "Guard" not in text_of(await rendered(f"{url}/#token={token}", tmp_path / "p1"))
+            w.service.guard = lambda caller: quiet | {"findings": [rogue]}  # type: ignore[method-assign]
+            told = text_of(await rendered(f"{url}/#token={token}", tmp_path / "p2"))
+            assert "actor ab12" in told and "1.5" in told and "20 s" in told and "&lt;b&gt;1.5" in told
+
+
 async def test_texts_of_others_are_text(tmp_path: Path) -> None:
     with world(tmp_path) as w:
         from moorage.runtime.control.api import Submission

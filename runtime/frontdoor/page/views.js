@@ -31,13 +31,29 @@ function queueTable(status, rows) {
   ], rows);
 }
 
+// What holds GPUs without a lease; nothing where the guard sees nothing and can see.
+function found(status, guard) {
+  const open = guard.findings.filter((one) => one.state === "WARNED" || one.state === "STOPPING");
+  if (!open.length && !guard.message && guard.complete) return null;
+  const notes = [guard.message, guard.complete ? "" : "There was more than one look may read: not all of it was judged."].filter(Boolean);
+  return card(["Guard", h("small", {}, "GPUs held without a lease, or beyond it")], notes.map((text) => h("p", {}, text)),
+    open.length ? table([
+      ["What", (one) => `${one.target.replaceAll("-", " ")} ${one.target_id.slice(0, 16)}`, "id"],
+      ["Job", (one) => (one.job ? jobLink(one.job) : "")],
+      ["Team", (one) => (one.team ? teamLabel(one.team) : "")],
+      ["GPUs", (one) => gpus(one.milli_gpu), "num"],
+      ["Stopped in", (one) => (one.stops_in_ns === null ? "not stopped" : duration(one.stops_in_ns)), "num"],
+      ["Why", (one) => one.message, "text"],
+    ], open) : null);
+}
+
 const pool = {
   path: "", title: "Pool",
   async load({ get }) {
-    const [status, usage] = await Promise.all([get("status"), get(`usage?minutes=${chosen.hours * 60}&points=${chosen.hours === 1 ? 120 : 144}`)]);
-    return { status, usage };
+    const [status, guard, usage] = await Promise.all([get("status"), get("guard"), get(`usage?minutes=${chosen.hours * 60}&points=${chosen.hours === 1 ? 120 : 144}`)]);
+    return { status, guard, usage };
   },
-  draw({ status, usage, redraw, again }) {
+  draw({ status, guard, usage, redraw, again }) {
     learnTeams(Object.keys(usage.teams).sort());
     const there = status.devices.length * 1000;
     const held = there - status.devices.reduce((sum, one) => sum + one.free_milli_gpu, 0);
@@ -60,6 +76,7 @@ const pool = {
       h("section", { class: "card" }, h("h2", {}, "GPUs held", hours, legend(Object.keys(usage.teams).sort())), usageChart(usage, width)),
       h("section", { class: "card" }, h("h2", {}, "Nodes and devices", legend(teams)),
         status.nodes.length > 8 ? h("div", { class: "filters" }, field("node", "filter: node, label, model, job, team", redraw)) : null, map()),
+      found(status, guard),
       card(["Queue", h("small", {}, "in order of submission, with what each waits for")],
         status.queue.length ? queueTable(status, status.queue.slice(0, 50)) : empty("Nothing waits."),
         status.queue.length > 50 ? empty(`${status.queue.length - 50} more under Jobs.`) : null),
