@@ -81,7 +81,8 @@ async def test_what_holds_gpus_without_a_lease_is_shown(tmp_path: Path) -> None:
         quiet = w.service.guard(w.caller("admin"))
         assert quiet["findings"] == []
         rogue = {
-            "id": "1", "kind": "no-lease", "state": "WARNED", "target": "actor", "target_id": "ab12", "owner": "02000000",
+            "id": "1", "kind": "no-lease", "state": "WARNED", "target": "actor", "target_id": "ab12",
+            "owner": "02000000",
             "job": "", "team": "", "milli_gpu": 1500, "message": "a driver that nobody submitted holds <b>1.5</b> GPUs",
             "detail": {}, "first_ns": 0, "warned_ns": 0, "ended_ns": None,
             "stops_in_ns": 20 * 10**9,
