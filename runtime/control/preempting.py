@@ -45,16 +45,14 @@ def leavers(db: Connection, core: Core, control_ns: int) -> dict[str, Leaver]:
     expected = {job for one in book.promises.values() for job in one.victims}
     if any(control_ns < one.patience_ns and one.job not in expected for one in book.leaving.values()):
         return {}
+    priority, may = jobs.c.ask["priority"].as_integer(), jobs.c.ask["preemptible"].as_boolean()
     rows = db.execute(
-        select(jobs.c.id, jobs.c.ask, attempts.c.started_control_ns)
+        select(jobs.c.id, priority.label("priority"), attempts.c.started_control_ns)
         .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.number == jobs.c.attempt))
-        .where(jobs.c.state == RUNNING, jobs.c.stop_reason == "", attempts.c.started_control_ns.is_not(None))
+        .where(jobs.c.state == RUNNING, jobs.c.stop_reason == "", may)
+        .where(attempts.c.started_control_ns.is_not(None))
     )
-    return {
-        row.id: Leaver(row.ask["priority"], max(0, control_ns - row.started_control_ns))
-        for row in rows
-        if row.ask.get("preemptible")
-    }
+    return {row.id: Leaver(row.priority, max(0, control_ns - row.started_control_ns)) for row in rows}
 
 
 # -- a plan that pushes somebody out
