@@ -43,7 +43,8 @@ class Moves(NamedTuple):
     budget: I64
     """[1] how many moves this plan may still make."""
     log: I64
-    """[V, 4] the moves in order: who, from which node and devices, after how many admissions of the plan."""
+    """[T, 5] the tasks that move, in order: whose, from which node and devices, after how many admissions of the plan,
+    and which one (a row of the task columns)."""
     made: I64
     """[2] how many entries the log has; how many admissions the plan has."""
     old_node: I64
@@ -75,11 +76,11 @@ def scattered(pool: Pool, c: int) -> bool:
 
 
 @inner
-def _noted(moves: Moves, v: int, node: int, mask: int) -> None:
-    """Write down that job `v` left this place."""
+def _noted(moves: Moves, v: int, t: int, node: int, mask: int) -> None:
+    """Write down that the one task of job `v` left this place."""
     entry = moves.made[0]
     moves.log[entry, 0], moves.log[entry, 1], moves.log[entry, 2] = v, node, mask
-    moves.log[entry, 3] = moves.made[1]
+    moves.log[entry, 3], moves.log[entry, 4] = moves.made[1], t
     moves.made[0] += 1
     moves.moved[v] = True
     moves.budget[0] -= 1
@@ -201,7 +202,7 @@ def make_place(pool: Pool, c: int, running: Running, moves: Moves, node: I64, ma
         for i in range(count):
             v = running.asked[i]
             if running.node[running.first[v]] != n:
-                _noted(moves, v, n, moves.old_mask[v])
+                _noted(moves, v, running.first[v], n, moves.old_mask[v])
             moves.old_node[v] = -1
         return True
     return False
@@ -243,7 +244,7 @@ def _one_aside(pool: Pool, c: int, running: Running, moves: Moves, scratch: Scra
         return -1
     t = running.first[job]
     n, k = running.node[t], running.klass[t]
-    _noted(moves, job, n, running.mask[t])
+    _noted(moves, job, t, n, running.mask[t])
     moves.here[place] = True
     to, mask = find_among(nodes, classes, scores, pool.scoring, k, -1, pool.raylet, moves.here)
     moves.here[place] = False

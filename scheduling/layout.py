@@ -67,7 +67,8 @@ def row_columns(ledger: Ledger, queue: Queue, at: IntArray, now_ns: int, policy:
     columns = np.array([_column(ledger, c.gpu_models) for c in queue.classes] + [0], np.int64)
     alike = (queue.head < 0) | (queue.workers == 0)  # all tasks of a job are of one class
     single = (queue.head >= 0) | ((queue.workers == 1) & (queue.min_workers == 1))
-    klass, none = np.where(queue.head >= 0, queue.head, queue.worker), np.zeros(len(queue), np.int64)
+    klass = np.where(alike & (queue.head >= 0), queue.head, queue.worker)
+    alike, none = alike | policy.move_gangs, np.zeros(len(queue), np.int64)
     milli = np.append(queue.milli(), 0)[klass]
     least = queue.least()
     helped = milli > 0 if policy.move_for_all else single & (milli >= 2 * WHOLE)

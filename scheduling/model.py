@@ -331,7 +331,9 @@ class Policy:
     moves: int = 0
     """How many running jobs one plan may move aside to make a node for a task of several devices."""
     move_for_all: bool = False
-    """Jobs are also moved for gangs and for tasks of one device or less. Not for a head with workers."""
+    """Jobs are also moved for gangs and for tasks of one device or less; for a head with workers with `move_gangs`."""
+    move_gangs: bool = False
+    """Gangs are moved too, whole or the tasks that are in the way: at the price of a restart of all of it."""
     move_least: int = 0
     """Milli-GPU of the smallest gang for which jobs are moved."""
     half_life_ns: int = 0
@@ -431,8 +433,11 @@ class Plan:
     grown_devices: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     grown_gpu_mib: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved: tuple[str, ...] = ()
-    """Leases of one task each that move, in order: released, and granted again on `moved_node[i]`, `moved_devices[i]`,
-    once `moved_after[i]` admissions of the plan have started. Carried out in that order each fits when it is made."""
+    """Leases that move, in order, once `moved_after[i]` admissions of the plan have started: task `moved_task[i]` of a
+    lease (from 0) goes to `moved_node[i]`, `moved_devices[i]`. A gang has an entry for each task with a new place, one
+    after another: all of it is released, and granted again with these. Carried out in that order each fits when it is
+    made, and no power cap is exceeded on the way."""
+    moved_task: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved_node: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved_devices: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     moved_gpu_mib: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))

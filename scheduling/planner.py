@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels import admission, moving, preemption
+from moorage.kernels import admission, moving, preemption, relocating
 from moorage.kernels.gang import Pool, fits_within
 from moorage.kernels.keeping import free_by_model
 from moorage.kernels.lifting import Scratch, scratch_for
@@ -92,6 +92,7 @@ class _Decision:
     scratch: Scratch | None = None
     pushed: dict[int, tuple[int, str]] = field(default_factory=dict)
     """Piece of a running job that leaves -> the row it leaves for, and by which rule."""
+    jobs: relocating.Jobs | None = None
 
     @classmethod
     def of(cls, snapshot: Snapshot, policy: Policy, now_ns: int, workspace: Workspace) -> _Decision:
@@ -293,14 +294,17 @@ class _Decision:
     def _move_for(self, row: int, columns: tuple[IntArray, IntArray, IntArray], admitted: int) -> int:
         """The workers placed by moving running jobs aside, or that the row waits."""
         c, team = int(self.rows.alike[row]), int(self.rows.team[row])
-        if c < 0 or not self.moves.budget[0] or domains.bound(self.pool.limits, np.array([c])).any():
+        if c < 0 or not self.moves.budget[0]:
             return admission.WAITS
         allowed = np.zeros(self.teams.own.shape[1], np.int64)
         room(self.teams, team, allowed)
-        workers = 0 if self.rows.head[row] >= 0 else max(int(self.rows.min_workers[row]), 1)
+        headed = self.rows.head[row] >= 0
+        workers = int(self.rows.min_workers[row]) if headed else max(int(self.rows.min_workers[row]), 1)
         count = max(workers, 1)
         self.moves.made[1] = admitted
-        if allowed.min() >= self.rows.least[row]:
+        mixed = bool(headed and self.rows.workers[row] > 0)
+        plain = not mixed and not domains.bound(self.pool.limits, np.array([c])).any()
+        if plain and allowed.min() >= self.rows.least[row]:
             if not self.policy.move_for_all:
                 placed = moving.make_place(self.pool, c, self.running, self.moves, *columns)
             else:
@@ -309,9 +313,27 @@ class _Decision:
             if placed:
                 self._another_future()
                 return workers
-        if count == 1:
+        if self._make_way(row, workers, allowed, columns):
+            self._another_future()
+            return workers
+        if count == 1 and not mixed:
             self.stuck[c] = self.pool.scores.clock[0]
         return admission.WAITS
+
+    def _make_way(
+        self, row: int, workers: int, allowed: IntArray, columns: tuple[IntArray, IntArray, IntArray]
+    ) -> bool:
+        """Move whole jobs: gangs where the policy says so, and anybody where a limit beyond single nodes binds."""
+        running, gangs, rows = self.snapshot.running, self.policy.move_gangs, self.rows
+        if running is None or not (gangs or self.pool.limits.on):
+            return False
+        if self.jobs is None:
+            self.jobs = running.jobs(self.pieces, gangs, self.snapshot.ledger, self.teams)
+        wish = relocating.Wish(int(rows.head[row]), int(rows.worker[row]), workers, int(rows.least[row]))
+        left = np.zeros_like(allowed)
+        return bool(
+            relocating.make_way(self.pool, wish, self.running, self.jobs, self.moves, allowed, left, *columns)
+        )
 
     def never(self, row: int) -> Reason | None:
         """The rule that keeps a row from ever starting, were everything else idle; None when there is none."""
@@ -369,7 +391,7 @@ class _Decision:
         running, job = self.snapshot.running, self.pieces.job
         log = self.moves.log[: self.moves.made[0]]
         log = log[~self.running.taken[log[:, 0]]]
-        moved = log[:, 0]
+        piece, task = log[:, 0], log[:, 4]
         reserved = () if self.reserving is None else self.reserving.result(out, state)
         leave, shrunk, kept = self.pieces.left(self.running.taken)
         whole = np.flatnonzero(self.pieces.rank == 0)[leave].tolist()
@@ -392,10 +414,11 @@ class _Decision:
             shrunk=tuple(running.leases[v] for v in shrunk) if running else (),
             shrunk_tasks=kept,
             **growing.columns(running, grown),
-            moved=tuple(running.leases[v] for v in job[moved]) if running else (),
-            moved_node=self.running.node[self.running.first[moved]],
-            moved_devices=self.running.mask[self.running.first[moved]],
-            moved_gpu_mib=self._held_mib(moved),
+            moved=tuple(running.leases[v] for v in job[piece]) if running else (),
+            moved_task=task - running.first[job[piece]] if running else _NOTHING,
+            moved_node=self.running.node[task],
+            moved_devices=self.running.mask[task],
+            moved_gpu_mib=self._held_mib(task),
             moved_after=log[:, 3].copy(),
             reserved=reserved,
             words=words.Words(
@@ -422,9 +445,9 @@ class _Decision:
             return None
         return np.asarray(self.pool.nodes.milli_free.sum(axis=1), np.int64)
 
-    def _held_mib(self, moved: IntArray) -> IntArray:
-        """[V'] MiB that jobs of one task hold on each of their devices, where they are now."""
-        task, classes = self.running.first[moved], self.pool.classes
+    def _held_mib(self, task: IntArray) -> IntArray:
+        """MiB that running tasks hold on each of their devices, where they are now."""
+        classes = self.pool.classes
         klass, device_mib = self.running.klass[task], self.pool.nodes.device_mib[self.running.node[task]]
         milli, asked = classes.milli[klass], classes.gpu_mib[klass]
         part = np.where(asked > 0, asked, milli * device_mib // WHOLE)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels import moving, preemption
+from moorage.kernels import moving, preemption, relocating
 from moorage.kernels.teams import Teams
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import UNLIMITED, IntArray, JobRequest, Lease, Policy, Role, Shape
@@ -25,6 +25,7 @@ _OPTIONAL = (
     "shrunk_ns",
     "ends_ns",
     "movable",
+    "headed",
 )
 """Columns by job that may be left out."""
 
@@ -103,7 +104,9 @@ class RunningJobs:
     nothing is reserved."""
     movable: IntArray | None = None
     """May be moved, stopped and started again elsewhere at once: 1 = to nodes of its GPU model, 2 = to any that its
-    class allows, where no quota or limit binds its team; None = nobody."""
+    class allows, where no quota or limit binds its team; None = nobody. Gangs only where the policy moves them."""
+    headed: IntArray | None = None
+    """1 = the first task is a head, not a worker; None = nobody has one."""
     lost: IntArray = field(default_factory=_none)
     """What would be lost if it left now (milli-GPU seconds since its last checkpoint): ties go to the least, then to
     the smallest job."""
@@ -142,6 +145,7 @@ class RunningJobs:
             worker=np.array(workers, np.int64),
             least_tasks=np.array([_least(request) for request in jobs.values()], np.int64),
             fixed=np.array([not request.preemptible for request in jobs.values()], np.int64),
+            headed=np.array([not request.head.empty for request in jobs.values()], np.int64),
             lost=none,
             classes=tuple(classes),
             first=np.array(first, np.int64),
@@ -255,20 +259,47 @@ class RunningJobs:
         return np.asarray(np.where(free, self.movable, np.minimum(self.movable, 1)), np.int64)
 
     def moves(self, pieces: Pieces, budget: int, ledger: Ledger, teams: Teams) -> moving.Moves:
-        """For moving jobs aside: at most `budget` of them in one plan. Of an elastic gang nothing moves alone."""
+        """For moving jobs of one task aside: at most `budget` of them in one plan."""
         count, nodes = len(pieces.job), len(ledger.up)
         whole = np.bincount(pieces.job, minlength=len(self)) == 1
         return moving.Moves(
             may=np.where(whole, self.may_move(ledger, teams), 0)[pieces.job],
             moved=np.zeros(count, np.bool_),
             budget=np.array([budget], np.int64),
-            log=np.zeros((count, 4), np.int64),
+            log=np.zeros((len(self.task_class) if budget else 0, 5), np.int64),
             made=np.zeros(2, np.int64),
             old_node=np.full(count, -1, np.int64),
             old_mask=np.zeros(count, np.int64),
             elsewhere=np.ones(nodes, np.bool_),
             here=np.zeros(nodes, np.bool_),
             tried=np.zeros(nodes, np.bool_),
+        )
+
+    def jobs(self, pieces: Pieces, gangs: bool, ledger: Ledger, teams: Teams) -> relocating.Jobs:
+        """For moving whole jobs, with `gangs` those of several tasks too: who loses least by a restart comes first."""
+        tasks = np.diff(self.first)
+        each = np.array([c.shape.milli_gpu for c in self.classes], np.int64)
+        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(each[self.task_class])))
+        milli = ends[self.first[1:]] - ends[self.first[:-1]]
+        may = self.may_move(ledger, teams)
+        may = np.where((tasks > 0) & ((tasks == 1) | gangs), may, 0)
+        order = np.lexsort((milli, self.lost, tasks > 1))
+        scratch = np.zeros((4, len(self.task_class)), np.int64)
+        return relocating.Jobs(
+            first=self.first,
+            piece=np.append(np.flatnonzero(pieces.rank == 0), len(pieces.rank)),
+            headed=np.zeros(len(self), np.bool_) if self.headed is None else self.headed.astype(np.bool_),
+            may=may,
+            order=order[may[order] > 0],
+            node=scratch[0],
+            mask=scratch[1],
+            old_node=scratch[2],
+            old_mask=scratch[3],
+            asked=np.zeros(len(self), np.int64),
+            state=np.zeros(len(self), np.int64),
+            spare=np.zeros((3, int(tasks.max(initial=0)) + 1), np.int64),
+            within=np.zeros(len(ledger.models), np.int64),
+            left=np.zeros(len(ledger.models), np.int64),
         )
 
     def columns(self, pieces: Pieces, ledger: Ledger, at: IntArray, policy: Policy) -> preemption.Running:

@@ -4,14 +4,18 @@
     python tests/mutate.py --only ID     one of them (may be given again)
     python tests/mutate.py --baseline    no mutation: does each named test pass as it stands?
 
-For each entry the tree is copied, the line is changed in the copy, and the copy's own test runs with the copy's
-sources first on the path, also in the processes it starts. The test must pass on the unchanged copy and fail
-(pytest's exit code 1, not a broken import or a test not found) on the changed one.
+The tree is copied once. In the copy all named tests must pass as it stands; then, entry by entry, the line is changed,
+the entry's own test runs with the copy's sources first on the path, also in the processes it starts, and the line is
+put back. The test must fail (pytest's exit code 1, not a broken import or a test not found).
+
+Where a kernel is changed, kernels run as plain Python (NUMBA_DISABLE_JIT): to compile it, and all that calls it, would
+take a minute. Everywhere else they run compiled, once for all entries.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ import processes
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+COMPILED = Path("kernels", "__pycache__")
 ENTRIES = ROOT / "tests" / "mutations.yaml"
 FIELDS = {"id", "rows", "file", "old", "new", "test"}
 PASSED, FAILED = 0, 1  # pytest's exit codes; every other one means that the test did not run
@@ -44,15 +50,27 @@ class Mutation:
     new: str
     test: str
 
-    def apply(self, tree: Path) -> None:
-        """Change the copy. ValueError when the entry no longer fits the code."""
+    @property
+    def plain(self) -> bool:
+        """Its test runs without compiled kernels."""
+        return self.file.startswith("kernels/")
+
+    @contextlib.contextmanager
+    def applied(self, tree: Path) -> Iterator[None]:
+        """The copy with the line changed, for a while. ValueError when the entry no longer fits the code."""
         path = tree / self.file
-        text = path.read_text()
+        text, stamp = path.read_text(), path.stat()
         if (times := text.count(self.old)) != 1:
             raise ValueError(f"{self.file} has the old text {times} times, not once")
-        path.write_text(text.replace(self.old, self.new))
+        changed = text.replace(self.old, self.new)
         if path.suffix == ".py":
-            compile(path.read_text(), self.file, "exec")
+            compile(changed, self.file, "exec")
+        path.write_text(changed)
+        try:
+            yield
+        finally:
+            path.write_text(text)
+            os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # compiled kernels are known by it
 
 
 def read(path: Path = ENTRIES) -> list[Mutation]:
@@ -71,7 +89,7 @@ def read(path: Path = ENTRIES) -> list[Mutation]:
 
 
 def copy_tree(root: Path, to: Path) -> None:
-    """Copy what git would commit from the working tree, links as links."""
+    """Copy what git would commit from the working tree, links as links, and the compiled kernels."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root,
@@ -86,25 +104,30 @@ def copy_tree(root: Path, to: Path) -> None:
             continue  # deleted in the working tree, not yet in the index
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target, follow_symlinks=False)
+    if (root / COMPILED).is_dir():
+        shutil.copytree(root / COMPILED, to / COMPILED, ignore=shutil.ignore_patterns("*.pyc"))
 
 
-def environment(tree: Path) -> dict[str, str]:
-    return {
+def environment(tree: Path, *, plain: bool = False) -> dict[str, str]:
+    found = {
         **os.environ,
         "PYTHONPATH": str(tree / "src"),
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    return found | {"NUMBA_DISABLE_JIT": "1"} if plain else found
 
 
-def run_test(tree: Path, test: str, timeout: float) -> tuple[int, str]:
-    """(exit code, output) of one test of the copy; a hang counts as a failure, and its processes end with it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "", test]
+def run_tests(
+    tree: Path, tests: Sequence[str], timeout: float, *, plain: bool, stop: bool
+) -> tuple[int, str]:
+    """(exit code, output) of tests of the copy; a hang counts as a failure, and its processes end with it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "-m", ""]
     mark = processes.new_mark()
     with subprocess.Popen(
-        command,
+        [*command, *(["-x"] if stop else []), *tests],
         cwd=tree,
-        env={**environment(tree), processes.VARIABLE: mark},
+        env={**environment(tree, plain=plain), processes.VARIABLE: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -131,25 +154,38 @@ def imports_the_copy(tree: Path) -> bool:
     return Path(done.stdout.strip() or "/").is_relative_to(tree.resolve())
 
 
-def judge(mutation: Mutation, *, mutate: bool, timeout: float) -> tuple[str, str]:
-    """(verdict, detail) of one entry: killed, SURVIVED or BROKEN; passes or FAILS for a baseline."""
-    with tempfile.TemporaryDirectory(prefix="mo-") as name:
-        tree = Path(name) / "tree"
-        copy_tree(ROOT, tree)
-        if not imports_the_copy(tree):
-            return "BROKEN", "the copy's sources are not what is imported"
-        if mutate:
-            try:
-                mutation.apply(tree)
-            except (OSError, ValueError, SyntaxError) as error:
-                return "BROKEN", str(error)
-        code, output = run_test(tree, mutation.test, timeout)
-    tail = "\n".join(output.strip().splitlines()[-15:])
+def baseline(tree: Path, entries: Sequence[Mutation], timeout: float) -> dict[str, str]:
+    """What is wrong, by test (and "plain " before it where kernels ran as Python), with nothing changed."""
+    wrong: dict[str, str] = {}
+    for plain in (False, True):
+        tests = sorted({m.test for m in entries if m.plain is plain})
+        if not tests:
+            continue
+        code, output = run_tests(tree, tests, timeout * len(tests), plain=plain, stop=False)
+        if code == PASSED:
+            continue
+        said = "\n".join(output.strip().splitlines()[-40:])
+        named = [test for test in tests if f" {test}" in output and code == FAILED]
+        for test in named or tests:
+            wrong[name_of(test, plain)] = said
+    return wrong
+
+
+def name_of(test: str, plain: bool) -> str:
+    return f"plain {test}" if plain else test
+
+
+def judge(tree: Path, mutation: Mutation, timeout: float) -> tuple[str, str]:
+    """(verdict, detail) of one entry: killed, SURVIVED or BROKEN."""
+    try:
+        with mutation.applied(tree):
+            code, output = run_tests(tree, [mutation.test], timeout, plain=mutation.plain, stop=True)
+    except (OSError, ValueError, SyntaxError) as error:
+        return "BROKEN", str(error)
     if code not in (PASSED, FAILED):
+        tail = "\n".join(output.strip().splitlines()[-15:])
         return "BROKEN", f"pytest's exit code {code}\n{tail}"
-    if mutate:
-        return ("killed", "") if code == FAILED else ("SURVIVED", f"{mutation.test} did not notice")
-    return ("passes", "") if code == PASSED else ("FAILS", tail)
+    return ("killed", "") if code == FAILED else ("SURVIVED", f"{mutation.test} did not notice")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -172,22 +208,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(options.only or ()) - {m.id for m in entries}:
         print(f"no entry {', '.join(sorted(unknown))} in {ENTRIES.relative_to(ROOT)}", file=sys.stderr)
         return 2
-    rows, good = [("id", "rows", "verdict", "seconds", "test")], True
-    steps = [False] if options.baseline else [True] if options.mutants else [False, True]
-    for mutation in (m for m in entries if not options.only or m.id in options.only):
-        started, verdict = time.monotonic(), ""
-        for mutate in steps:
-            verdict, detail = judge(mutation, mutate=mutate, timeout=options.timeout)
+    chosen = [m for m in entries if not options.only or m.id in options.only]
+    rows = [("id", "rows", "verdict", "seconds", "test")]
+    with tempfile.TemporaryDirectory(prefix="mo-") as name:
+        tree = Path(name) / "tree"
+        copy_tree(ROOT, tree)
+        if not imports_the_copy(tree):
+            print("the copy's sources are not what is imported", file=sys.stderr)
+            return 1
+        wrong = {} if options.mutants else baseline(tree, chosen, options.timeout)
+        for mutation in chosen:
+            started = time.monotonic()
+            verdict, detail = "passes", wrong.get(name_of(mutation.test, mutation.plain), "")
+            if detail:
+                verdict = "FAILS"
+            elif not options.baseline:
+                verdict, detail = judge(tree, mutation, options.timeout)
             if detail:
                 print(f"{mutation.id}: {verdict}: {detail}", file=sys.stderr, flush=True)
-            if verdict not in ("killed", "passes"):
-                good = False
-                break
-        seconds = f"{time.monotonic() - started:.1f}"
-        rows.append((mutation.id, " ".join(mutation.rows), verdict, seconds, mutation.test))
-        print(f"{verdict:9} {mutation.id}", flush=True)
+            seconds = f"{time.monotonic() - started:.1f}"
+            rows.append((mutation.id, " ".join(mutation.rows), verdict, seconds, mutation.test))
+            print(f"{verdict:9} {mutation.id}", flush=True)
     print(f"\n{table(rows)}")
-    return 0 if good and len(rows) > 1 else 1
+    counts = Counter(row[2] for row in rows[1:])
+    print(
+        f"\n{len(rows) - 1} entries: " + ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
+    )
+    return 0 if set(counts) <= {"killed", "passes"} and counts else 1
 
 
 if __name__ == "__main__":

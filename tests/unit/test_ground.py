@@ -94,7 +94,10 @@ def test_each_mutation_still_fits_the_code(mutation: mutate.Mutation, tmp_path: 
     copy = tmp_path / mutation.file
     copy.parent.mkdir(parents=True)
     copy.write_text((ROOT / mutation.file).read_text())
-    mutation.apply(tmp_path)
+    before = copy.read_text(), copy.stat().st_mtime_ns
+    with mutation.applied(tmp_path):
+        assert copy.read_text() != before[0]
+    assert (copy.read_text(), copy.stat().st_mtime_ns) == before, "and it is put back as it was"
     path, *names = mutation.test.split("::")
     body: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body
     for name in names:
@@ -111,8 +114,8 @@ def test_each_mutation_still_fits_the_code(mutation: mutate.Mutation, tmp_path: 
 def test_a_mutation_that_no_longer_fits_is_refused(tmp_path: Path) -> None:
     entry = mutate.Mutation(id="x", rows=("S2",), file="f.py", old="a", new="b", test="t")
     (tmp_path / "f.py").write_text("a = a\n")
-    with pytest.raises(ValueError, match="2 times"):
-        entry.apply(tmp_path)
+    with pytest.raises(ValueError, match="2 times"), entry.applied(tmp_path):
+        pass
 
 
 def test_a_malformed_entry_is_named(tmp_path: Path) -> None:
