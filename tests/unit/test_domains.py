@@ -442,7 +442,8 @@ def test_preemption_for_a_rack_asks_only_who_is_in_it() -> None:
 
 
 def test_preemption_gives_power_back() -> None:
-    case = Case(name="", pool="r0: a4", held={"h0": "a/0", "h1": "a/1"}, job=Job(workers=2))
+    """Who leaves is on other devices than the asker gets: places to return to are free, watts are not."""
+    case = Case(name="", pool="r0: a4", held={"h0": "a/2", "h1": "a/3"}, job=Job(workers=2))
     started, preempted = pushing(case, power(("*", 300)))
     assert len(started) == 1 and len(preempted) == 1, "one more may run beside the other two"
     started, preempted = pushing(case, power(("*", 200)))

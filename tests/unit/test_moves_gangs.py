@@ -51,9 +51,13 @@ def test_of_a_gang_the_member_in_the_way_moves_and_the_others_stay() -> None:
     one.apply(decided)
 
 
-@pytest.mark.parametrize("change", [{"move_gangs": False}, {"moves": 0}], ids=str)
-def test_gangs_stay_unless_the_policy_moves_them(change: dict[str, int]) -> None:
-    one = world(replace(ALL, **change), "r1", "r1", "r1")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "policy",
+    [replace(ALL, move_gangs=False), replace(ALL, moves=0), capped(("r1", 900))],
+    ids=["no gangs", "nobody", "no gangs under a cap"],
+)
+def test_gangs_stay_unless_the_policy_moves_them(policy: Policy) -> None:
+    one = world(policy, "r1", "r1", "r1")
     hold(one, job("gang", 1000, 2), "n0/0 n1/0")
     hold(one, job("fixed", 1000), "n2/0", stays=True)
     decided = one.plan(job("big", 2000))
@@ -156,10 +160,12 @@ def test_a_share_moves_onto_a_device_in_use_without_a_watt() -> None:
 def test_who_moves_frees_watts_for_the_asker() -> None:
     """All four devices of r1 are free but one, and it may draw 200 W: a has to leave the rack, not only its node."""
     one = world(capped(("r1", 200)), "r1", "r1", "r2")
-    hold(one, job("a", 1000), "n0/0")
+    hold(one, job("a", 1000), "n1/0")
     hold(one, job("b", 1000), "n2/0", stays=True)
     decided = one.plan(job("pair", 2000))
-    assert went(one, decided) == ["a.0 n2/1"] and decided.task_node.tolist() in ([0], [1])
+    assert went(one, decided) == ["a.0 n2/1"] and decided.task_node.tolist() == [0], (
+        "its place is free, not its watts"
+    )
     one.apply(decided)
 
 
