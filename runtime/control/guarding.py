@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -33,6 +34,9 @@ OPEN = (WARNED, STOPPING)
 EFFECT = "guard-stop"
 LOOKS = 2
 """Observations in a row that say the same, before it is believed."""
+MAX_WARNINGS, MAX_STOPS = 100, 20
+"""Per look, so that no crowd of findings holds up the loop."""
+PATIENCE = 10
 MAX_SHOWN = 200
 Key = tuple[str, str]
 
@@ -44,15 +48,18 @@ class Sights:
     seen: dict[Key, tuple[int, int, int]] = field(default_factory=dict)
     absent: dict[Key, int] = field(default_factory=dict)
 
-    def look(self, found: Iterable[Key], open_: Iterable[Key], now: Now) -> None:
+    def look(self, found: Iterable[Key], open_: Iterable[Key], now: Now, complete: bool = True) -> None:
+        """What an incomplete look does not show is neither there nor gone: nodes are asked in turns then."""
         there = set(found)
-        self.seen = {
+        before = {} if complete else self.seen
+        again = {
             key: (self.seen[key][0] + 1, *self.seen[key][1:])
             if key in self.seen
             else (1, now.control_ns, now.wall_ns)
             for key in there
         }
-        self.absent = {key: self.absent.get(key, 0) + 1 for key in open_ if key not in there}
+        self.seen = {**before, **again}
+        self.absent = {key: self.absent.get(key, 0) + complete for key in open_ if key not in there}
 
     def believed(self, key: Key, confirm_ns: int, now: Now) -> bool:
         looks, since, _ = self.seen[key]
@@ -83,6 +90,7 @@ class Guard:
             self._next_ns = 1 << 62
             self._absorb({}, Seen(at_ns=now.wall_ns, holdings=()), off=True)
             return
+        began = monotonic()
         try:
             seen = self._backend.holdings()
         except BackendUnavailable as error:
@@ -90,6 +98,9 @@ class Guard:
                 log.warning("the guard sees nothing: %s", error)
             self.blind = str(error)
             return
+        finally:
+            # The loop waits for a look: a slow one is not repeated before ten times as long has passed.
+            self._next_ns = max(self._next_ns, now.control_ns + int((monotonic() - began) * PATIENCE * 1e9))
         self.blind, self._last = "", seen
         with self._core.store.lock, self._core.store.read() as db:
             covers, apps = leased(db, self._core.book, seen)
@@ -105,7 +116,7 @@ class Guard:
             ).all()
         opened = {(row.target, row.target_id): row for row in rows}
         now = core.store.clock.now()
-        self._sights.look(found, opened, now)
+        self._sights.look(found, opened, now, seen.complete)
         worse = [key for key, row in opened.items() if key in found and self._worse(row, found[key])]
         ended = [key for key in opened if off or key in worse or (seen.complete and self._sights.gone(key))]
         due = [key for key, row in opened.items() if key not in ended and self._due(row, found.get(key), now)]
@@ -114,6 +125,7 @@ class Guard:
             for key in found
             if (key not in opened or key in worse) and self._sights.believed(key, self.policy.confirm_ns, now)
         ]
+        due, fresh = due[:MAX_STOPS], fresh[:MAX_WARNINGS]  # the others have their turn in the next looks
         if not (ended or due or fresh):
             return
         present = {name for one in seen.holdings for name in (one.id, one.app)}

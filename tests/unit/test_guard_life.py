@@ -4,6 +4,7 @@ restarts, by policy, and never for what is leased."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from sqlalchemy import select
 
 from moorage.configs.pool import PoolSettings, parse_pool
 from moorage.errors import InvalidRequest
+from moorage.runtime.control import guarding
 from moorage.runtime.control.api import GrowAsk
+from moorage.runtime.control.guarding import MAX_STOPS, MAX_WARNINGS
 from moorage.runtime.control.tables import events, outbox
-from moorage.scheduling.guard import Holder, Holding, Kind, Mode, Part, Target
+from moorage.scheduling.guard import Holder, Holding, Kind, Mode, Part, Seen, Target
 
 QUICK = {"confirm_s": 2, "grace_s": 5, "interval_ms": 500}
 
@@ -275,6 +278,56 @@ def test_warn_never_stops_and_off_never_looks(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(w.backend, "holdings", lambda: pytest.fail("it looked"))
         w.run(5)
         assert found(w) == [("r1", "no-lease", "CLEARED")] and w.backend.ended == []
+
+
+def test_a_look_that_does_not_see_all_takes_nothing_for_gone(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes are asked in turns then: what is on one of them is seen in every other look only."""
+    w.backend.intrude(rogue())
+    whole, turn = w.backend.holdings, [0]
+
+    def in_turns() -> Seen:
+        turn[0] += 1
+        seen = whole()
+        return replace(seen, complete=False, holdings=seen.holdings if turn[0] % 2 else ())
+
+    monkeypatch.setattr(w.backend, "holdings", in_turns)
+    w.run(4)
+    assert told(w) == ["guard.warned"]
+    w.run(8)
+    assert w.backend.ended == [("actor", "r1")]
+    w.run(8)
+    assert found(w) == [("r1", "no-lease", "STOPPING")], "nobody has seen that it is gone"
+    monkeypatch.undo()
+    w.run(2)
+    assert found(w) == [("r1", "no-lease", "STOPPED")]
+
+
+def test_a_crowd_is_dealt_with_in_turns(w: World) -> None:
+    for n in range(130):
+        w.backend.intrude(rogue(f"r{n:03}", owner=f"{n:08x}"))
+    w.run(3)
+    assert len(told(w)) in (MAX_WARNINGS, 130)
+    w.run(1)
+    assert told(w) == ["guard.warned"] * 130
+    before, most = 0, 0
+    for _ in range(30):
+        w.run(0.5)
+        most = max(most, len(w.backend.ended) - before)
+        before = len(w.backend.ended)
+    assert most == MAX_STOPS and len(w.backend.ended) == 130
+
+
+def test_a_slow_look_is_not_repeated_at_once(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    times, looks = iter(range(0, 10**6, 3)), list[int]()  # each look takes 3 s
+    monkeypatch.setattr(guarding, "monotonic", lambda: next(times))
+    whole = w.backend.holdings
+    monkeypatch.setattr(w.backend, "holdings", lambda: looks.append(1) or whole())
+    w.run(29)
+    assert len(looks) == 1
+    w.run(31)
+    assert len(looks) == 2
 
 
 def test_counts_for_prometheus(w: World) -> None:
