@@ -11,22 +11,20 @@ such a measure and descends it when placing; KAI-Scheduler moves running pods wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moorage.kernels import defrag, placing_scores
 from moorage.kernels.lifting import scratch_for
-from moorage.kernels.placing import fresh_scores
 from moorage.kernels.placing_scores import Scoring
-from moorage.kernels.pool import Pool, unlimited
-from moorage.scheduling.columns import class_columns, node_columns
-from moorage.scheduling.model import UNLIMITED, WHOLE, DeviceRule, Policy, Snapshot, unmask
+from moorage.scheduling.model import UNLIMITED, WHOLE, Policy, Snapshot, unmask
 from moorage.scheduling.packing import scorings
 from moorage.scheduling.packing.named import scoring
 from moorage.scheduling.packing.values import SCALE
 from moorage.scheduling.quota import Quotas
 from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.workspace import Kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +33,22 @@ class Budget:
 
     tasks: int
     milli_gpu: int = UNLIMITED
-    """Of all moved tasks together."""
+    """Of all jobs that restart, together: a gang counts as a whole, once."""
     least_gain: int = 20
-    """Milli-GPU that a move must make usable, by the estimate: less is not worth a restart."""
+    """Milli-GPU that a move must make usable, by the estimate, for each task that restarts for it: less is not worth a
+    restart."""
+    gangs: bool = False
+    """Tasks of gangs move too, one by one."""
     least_run_ns: int = 0
     """Who started or resumed a shorter time ago stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """One lease of one task: released, and granted again here. `gpu_mib` is per device."""
+    """A lease is released, and granted again with its task `task` (from 0) here. `gpu_mib` is per device."""
 
     lease: str
+    task: int
     node: str
     devices: tuple[int, ...]
     gpu_mib: int
@@ -58,43 +60,49 @@ def defragment(snapshot: Snapshot, budget: Budget, policy: Policy | None = None)
     """The moves in the order in which they are to be carried out, one by one: each fits when those before it are done,
     and its new place is free before the old one is given up.
 
-    Only jobs of one task that `running` marks as movable; who may change its GPU model is told there. What teams hold
-    stays the same, so no quota is looked at. Nothing is moved in a pool whose mix has no task of one GPU or less:
-    then nothing can be valued.
+    Only jobs that `running` marks as movable, and of one task unless the budget is for gangs too; who may change its
+    GPU model is told there. No move breaks a gang's domain or spread, takes it out of a domain that it prefers, or uses
+    a device that a power cap of `policy` forbids, be it until the old place is given up. What teams hold stays as it
+    was, so no quota is looked at. Nothing is moved in a pool whose mix has no task of one GPU or less: then nothing can
+    be valued.
     """
     ledger, running = snapshot.ledger, snapshot.running or RunningJobs()
-    alone = np.diff(running.first) == 1
-    may = np.where(alone, running.may_move(ledger, Quotas.of(ledger).columns()), 0)
+    policy, size = policy or Policy(), np.diff(running.first)
+    may = running.may_move(ledger, Quotas.of(ledger).columns())
+    may = np.where((size == 1) | (budget.gangs & (size > 0)), may, 0)
     if running.ran_ns is not None:
         may = np.where(running.ran_ns < budget.least_run_ns, 0, may)
-    if policy is not None and policy.power.caps:  # a move is a start elsewhere, and no cap is looked at here
-        return ()
-    bound = np.array([c.constraints.near for c in running.classes], np.bool_)
-    may = np.where(bound[running.task_class[running.first[:-1]]], 0, may) if len(may) else may
-    rows = np.flatnonzero(may)
+    jobs = np.flatnonzero(may)
     rule = _scoring(snapshot, running)
-    if not len(rows) or rule.kind != placing_scores.POTENTIAL:
+    if not len(jobs) or rule.kind != placing_scores.POTENTIAL:
         return ()
-    nodes, classes = node_columns(ledger), class_columns(ledger, running.classes)
-    raylet = snapshot.device_rule is DeviceRule.RAYLET
-    limits = unlimited(len(ledger.up), len(running.classes))
-    pool = Pool(nodes, classes, fresh_scores(nodes, classes, rule), rule, raylet, limits)
-    task = running.first[rows]
+    kept = Kept.of(replace(snapshot, scoring=rule), policy)
+    klass, pool = kept.rows(ledger, running.classes), kept.pool
+    task = np.concatenate([np.arange(running.first[j], running.first[j + 1]) for j in jobs])
+    first = np.concatenate((np.zeros(1, np.int64), np.cumsum(size[jobs])))
+    job = np.repeat(np.arange(len(jobs)), size[jobs])
+    headed = np.zeros(len(running), np.int64) if running.headed is None else running.headed
+    milli = pool.classes.milli[klass[running.task_class[task]]]
     tasks = defrag.Tasks(
-        klass=running.task_class[task],
+        klass=klass[running.task_class[task]],
         node=running.task_node[task],
         mask=running.task_mask[task],
-        may=may[rows],
-        release=np.zeros(len(rows), np.int64),
-        seen=np.full(len(rows), -1, np.int64),
+        may=may[jobs][job],
+        release=np.zeros(len(task), np.int64),
+        seen=np.full(len(task), -1, np.int64),
+        job=job,
+        worker=(np.arange(len(task)) > first[job]) | (headed[jobs][job] == 0),
     )
-    most = max(0, min(budget.tasks, len(rows)))
+    gangs = defrag.Gangs(
+        first=first,
+        milli=np.bincount(job, weights=milli, minlength=len(jobs)).astype(np.int64),
+        stopped=np.zeros(len(jobs), np.bool_),
+    )
+    most = max(0, min(budget.tasks, len(task)))
     out = defrag.Moved(*np.zeros((4, most), np.int64))
-    among = np.zeros(len(ledger.up), np.bool_)
-    made = defrag.defragment(
-        pool, tasks, scratch_for(pool), among, most, budget.milli_gpu, budget.least_gain * SCALE, out
-    )
-    return tuple(_move(snapshot, running, int(rows[out.task[i]]), out, i) for i in range(made))
+    among, least = np.zeros(len(ledger.up), np.bool_), budget.least_gain * SCALE
+    made = defrag.defragment(pool, tasks, gangs, scratch_for(pool), among, most, budget.milli_gpu, least, out)
+    return tuple(_move(snapshot, running, int(task[out.task[i]]), out, i) for i in range(made))
 
 
 def _scoring(snapshot: Snapshot, running: RunningJobs) -> Scoring:
@@ -110,16 +118,19 @@ def _scoring(snapshot: Snapshot, running: RunningJobs) -> Scoring:
     return scoring(scorings.POTENTIAL, snapshot.ledger, (*running.classes, *queue.classes), count)
 
 
-def _move(snapshot: Snapshot, running: RunningJobs, row: int, out: defrag.Moved, at: int) -> Move:
+def _move(snapshot: Snapshot, running: RunningJobs, task: int, out: defrag.Moved, at: int) -> Move:
+    """`task`: its row of the task columns."""
     ledger, node = snapshot.ledger, int(out.node[at])
-    shape = running.classes[int(running.task_class[running.first[row]])].shape
+    shape = running.classes[int(running.task_class[task])].shape
+    job = int(np.searchsorted(running.first, task, side="right")) - 1
     device_mib = int(ledger.device_mib[node])
     if shape.milli_gpu >= WHOLE:
         mib = device_mib
     else:
         mib = (shape.gpu_mib or shape.milli_gpu * device_mib // WHOLE) if shape.milli_gpu else 0
     return Move(
-        lease=running.leases[row],
+        lease=running.leases[job],
+        task=task - int(running.first[job]),
         node=ledger.node_names[node],
         devices=unmask(int(out.mask[at])),
         gpu_mib=mib,

@@ -286,11 +286,17 @@ def test_who_may_not_move_stays() -> None:
     assert defragment(replace(shot, running=None), Budget(tasks=5)) == ()
 
 
-def test_gangs_stay() -> None:
+def test_gangs_move_where_the_budget_is_for_them_and_they_are_worth_their_restart() -> None:
     ledger = pool("A", "A")
     held = {"gang": job("gang", 300, workers=2)}
     grant(ledger, held["gang"], ("n0", (0,)), ("n1", (0,)))
-    assert defragment(snapshot(ledger, held), Budget(tasks=5)) == ()
+    shot = snapshot(ledger, held)
+    assert defragment(shot, Budget(tasks=5)) == ()
+    [move] = defragment(shot, Budget(tasks=5, gangs=True))
+    assert (move.task, move.node) in {(0, "n1"), (1, "n0")}
+    assert defragment(shot, Budget(tasks=5, gangs=True, milli_gpu=599)) == (), "all of it restarts"
+    for each, moves in ((move.gain // 2, 1), (move.gain // 2 + 1, 0)):
+        assert len(defragment(shot, Budget(tasks=5, gangs=True, least_gain=each))) == moves, "for two tasks"
 
 
 def test_nobody_moves_to_a_node_that_is_down() -> None:
