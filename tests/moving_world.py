@@ -101,17 +101,20 @@ class World:
     rule: DeviceRule = FREE
     movable: int = 1
 
-    def plan(self, *waits: JobRequest, policy: Policy | None = None) -> Plan:
+    def see(self, *waits: JobRequest) -> Snapshot:
         running = RunningJobs.of(self.ledger, self.held)
         count = len(self.held)
         running = replace(running, movable=np.full(count, self.movable), fixed=np.ones(count, np.int64))
-        self.snapshot = Snapshot(
+        return Snapshot(
             version=self.ledger.version,
             ledger=self.ledger,
             pending=Queue.of(waits),
             running=running,
             device_rule=self.rule,
         )
+
+    def plan(self, *waits: JobRequest, policy: Policy | None = None) -> Plan:
+        self.snapshot = self.see(*waits)
         return plan(self.snapshot, policy or self.policy, 0)
 
     def start(self, *requests: JobRequest) -> None:

@@ -15,7 +15,6 @@ from moorage.scheduling.defrag import Budget, Move, defragment
 from moorage.scheduling.ledger import LeaseReleased, step
 from moorage.scheduling.model import DeviceRule, Policy
 from moorage.scheduling.packing.named import scoring
-from moorage.scheduling.queue import Queue
 
 RULES = (
     Constraints(),
@@ -28,12 +27,11 @@ MIX = tuple(job(f"mix{i}", milli, 99) for i, milli in enumerate((500, 1000)))
 
 
 def find(world: World, budget: Budget) -> tuple[Move, ...]:
-    world.plan(*MIX)
-    shot = world.snapshot
+    shot = world.see(*MIX)
     assert shot.running is not None
     classes = (*shot.running.classes, *shot.pending.classes)
     many = np.repeat([1, 99], [len(shot.running.classes), len(shot.pending.classes)])
-    shot = replace(shot, scoring=scoring("potential", world.ledger, classes, many), pending=Queue.of(MIX))
+    shot = replace(shot, scoring=scoring("potential", world.ledger, classes, many))
     return defragment(shot, budget, world.policy)
 
 
