@@ -151,9 +151,9 @@ def start(wishes: dict[str, Any]) -> Pool:
     teams.write_text(wishes.get("teams", TEAMS), encoding="utf-8")
     shape = ["--nodes", str(wishes.get("nodes", 2)), "--logical-gpus", str(wishes.get("logical_gpus", 4))]
     more = [str(option) for option in wishes.get("options", ())]
-    if "pool" in wishes:
+    if "settings" in wishes:
         settings = pool.home / "given-pool.yaml"
-        settings.write_text(wishes["pool"], encoding="utf-8")
+        settings.write_text(wishes["settings"], encoding="utf-8")
         more += ["--pool", str(settings)]
     began = time.monotonic()
     done = moorage(

@@ -14,7 +14,8 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     down`).
 
     The module may say what it wants, each key optional:
-    `POOL = {"nodes": 1, "logical_gpus": 2, "teams": "<yaml>", "pool": "<yaml>", "options": ["--device-mib", "8192"]}`.
+    `POOL = {"nodes": 1, "logical_gpus": 2, "teams": "<yaml>", "settings": "<yaml>",
+    "options": ["--device-mib", "8192"]}`.
     The default is two nodes of four L4, and the teams `ops` (quota 4, limit 6) and `research` (quota 2, limit
     2).
     """

@@ -22,7 +22,7 @@ from moorage.runtime.pool.environment import ray_environment
 POOL = {
     "nodes": 2,
     "logical_gpus": 2,
-    "pool": "guard: {confirm_s: 2, grace_s: 4, interval_ms: 500}",
+    "settings": "guard: {confirm_s: 2, grace_s: 4, interval_ms: 500}",
     "teams": "teams: {ops: {quota: 4}}",
 }
 pytestmark = pytest.mark.timeout(240)
