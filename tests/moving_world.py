@@ -101,6 +101,25 @@ class World:
     rule: DeviceRule = FREE
     movable: int = 1
 
+    def hold(self, request: JobRequest, places: str, *, stays: bool = False) -> None:
+        """Grant it 'n0/01 n1/0': the nodes and devices of its tasks. Who `stays` may not move."""
+        tasks = tasks_of(
+            request, [(at.split("/")[0], tuple(map(int, at.split("/")[1]))) for at in places.split()]
+        )
+        grant(self.ledger, request, tasks)
+        if not stays:
+            self.held[request.job] = request
+
+    def went(self, decided: Plan) -> list[str]:
+        """'gang.1 n2/0': which task of which job goes where."""
+        columns = zip(
+            decided.moved, decided.moved_task, decided.moved_node, decided.moved_devices, strict=True
+        )
+        return [
+            f"{name}.{task} {self.ledger.node_names[node]}/{''.join(map(str, unmask(int(mask))))}"
+            for name, task, node, mask in columns
+        ]
+
     def see(self, *waits: JobRequest) -> Snapshot:
         running = RunningJobs.of(self.ledger, self.held)
         count = len(self.held)

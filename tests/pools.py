@@ -144,9 +144,10 @@ class Pool:
 def start(wishes: dict[str, Any]) -> Pool:
     """`moorage up` with `wishes` (see the `pool` fixture); fails the test with the logs when it does not.
 
-    Two more wishes: `environment`, variables of the operator's shell; `pool`, one that is down and comes up again.
+    More wishes: `environment`, variables of the operator's shell; `pool`, the text of a pool.yaml; `again`, a pool that
+    is down and comes up again.
     """
-    pool = wishes.get("pool") or Pool(home=short_folder(), port=free_port())
+    pool = wishes.get("again") or Pool(home=short_folder(), port=free_port())
     teams = pool.home / "given-teams.yaml"
     teams.write_text(wishes.get("teams", TEAMS), encoding="utf-8")
     shape = ["--nodes", str(wishes.get("nodes", 2)), "--logical-gpus", str(wishes.get("logical_gpus", 4))]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moving_world import World, grant, job, pool, tasks_of
+from moving_world import World, grant, job, pool
 
 from moorage.scheduling.constraints import Constraints, Power
 from moorage.scheduling.defrag import Budget, Move, defragment
@@ -50,13 +50,6 @@ def carry_out(world: World, moves: tuple[Move, ...]) -> None:
         world.look(over)
 
 
-def hold(world: World, name: str, milli: int, rule: Constraints, *nodes: str) -> None:
-    """A gang, a worker on the first device of each node."""
-    request = job(name, milli, len(nodes), rule=rule)
-    grant(world.ledger, request, tasks_of(request, [(node, (0,)) for node in nodes]))
-    world.held[name] = request
-
-
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     racks = draw(st.lists(st.sampled_from(("r1", "r1", "r2", "-")), min_size=2, max_size=5))
@@ -96,7 +89,7 @@ def test_shares_come_together_on_a_device_in_use_whatever_the_cap(
 ) -> None:
     world = World(pool(("A", "r1"), ("A", "r2")), {}, Policy(power=Power(watts=(("*", 100),), caps=cap)))
     for n in range(2):
-        hold(world, f"j{n}", 500, RULES[0], f"n{n}")
+        world.hold(job(f"j{n}", 500), f"n{n}/0")
     found = find(world, Budget(tasks=4))
     assert len(found) == moves
     carry_out(world, found)
@@ -118,7 +111,7 @@ def test_two_workers_come_together_where_their_gangs_rule_allows(
     rule: Constraints, racks: str, moves: int
 ) -> None:
     world = World(pool(*(("A", rack) for rack in racks.split())), {}, Policy())
-    hold(world, "gang", 500, rule, "n0", "n1")
+    world.hold(job("gang", 500, 2, rule=rule), "n0/0 n1/0")
     found = find(world, Budget(tasks=4, gangs=True, least_gain=1))
     assert len(found) == moves
     carry_out(world, found)
@@ -128,7 +121,7 @@ def test_two_workers_come_together_where_their_gangs_rule_allows(
 def test_nobody_leaves_the_domain_that_the_gang_is_in(rule: Constraints) -> None:
     """One of two workers could join a share in the other rack; the other rack's share may not join them either."""
     world = World(pool(("A", "r1"), ("A", "r1"), ("A", "r2"), devices=1), {}, Policy())
-    hold(world, "gang", 600, rule, "n0", "n1")
-    hold(world, "far", 400, RULES[0], "n2")
+    world.hold(job("gang", 600, 2, rule=rule), "n0/0 n1/0")
+    world.hold(job("far", 400), "n2/0")
     [move] = find(world, Budget(tasks=4, gangs=True, least_gain=1))
     assert move.lease == "far"

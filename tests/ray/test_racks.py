@@ -42,7 +42,7 @@ class Cluster:
                 "teams": TEAMS % gpu_hours,
                 "options": ["--address", address],
                 "environment": {"RAY_AUTH_TOKEN": token},
-                "pool": self.pool,
+                "again": self.pool,
             }
         )
 
