@@ -144,8 +144,7 @@ class Pool:
 def start(wishes: dict[str, Any]) -> Pool:
     """`moorage up` with `wishes` (see the `pool` fixture); fails the test with the logs when it does not.
 
-    More wishes: `environment`, variables of the operator's shell; `pool`, the text of a pool.yaml; `again`, a pool that
-    is down and comes up again.
+    Two more wishes: `environment`, variables of the operator's shell; `again`, a pool that is down and comes up again.
     """
     pool = wishes.get("again") or Pool(home=short_folder(), port=free_port())
     teams = pool.home / "given-teams.yaml"
