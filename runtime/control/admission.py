@@ -210,10 +210,9 @@ def content_digest(submission: Submission, ask: JobAsk) -> str:
     values.pop("submission_id"), values.pop("packages")
     values["metadata"] = dict(sorted(values["metadata"].items()))
     asked = ask.model_dump()
-    for added, nothing in (("constraints", ANYWHERE), ("deadline_ns", None)):
-        if (
-            getattr(ask, added) == nothing
-        ):  # as before there was one: a submission is the same over an upgrade
+    for added, nothing in (("constraints", ANYWHERE), ("deadline_ns", None), ("bind", True)):
+        # as before there was one: a submission is the same over an upgrade
+        if getattr(ask, added) == nothing:
             del asked[added]
     text = json.dumps([SPEC_VERSION, values, asked], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
