@@ -96,7 +96,7 @@ def place_within(
         for m in range(len(room)):
             left[m] = room[m]
     gang = (head, worker, heads, heads + workers, counting, models)
-    if bound(pool.limits, head, worker):
+    if heads + workers > 0 and bound(pool.limits, head, worker):
         placed = _place_bound(pool, gang, heads + least, left, node, mask, mem)
         for t in range(heads, placed):
             count(pool.limits, worker, node[t], -1)

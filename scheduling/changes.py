@@ -14,9 +14,18 @@ import numpy as np
 
 from moorage.scheduling.accounts import Accounts, Period, Unit
 from moorage.scheduling.ledger import LeaseReleased, Ledger, TeamSet, step
-from moorage.scheduling.model import ANY_MODEL, UNLIMITED, IntArray, JobRequest, Snapshot, TeamSpec, gpus
+from moorage.scheduling.model import (
+    ANY_MODEL,
+    UNLIMITED,
+    IntArray,
+    JobRequest,
+    Policy,
+    Snapshot,
+    TeamSpec,
+    gpus,
+)
 from moorage.scheduling.queue import Queue, TaskClass
-from moorage.scheduling.relaxing import Relax, relaxed
+from moorage.scheduling.relaxing import Closer, Freer, Relax, Wider, relaxed
 from moorage.scheduling.running import RunningJobs
 from moorage.scheduling.state import FIGURES
 
@@ -100,7 +109,22 @@ class RaiseBudget:
         }
 
 
-Raise: TypeAlias = RaiseLimit | RaiseQuota
+@dataclass(frozen=True, slots=True)
+class RaiseCap:
+    """Raise the power cap of one domain of `level` by `watts`."""
+
+    level: str
+    domain: str
+    watts: int
+
+    def text(self) -> str:
+        return f"raise the power cap of {self.level} {self.domain} by {self.watts} W"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "raise-cap", "level": self.level, "domain": self.domain, "watts": self.watts}
+
+
+Raise: TypeAlias = RaiseLimit | RaiseQuota | RaiseCap
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +154,7 @@ class Ends:
         return {"change": "ends", "leases": list(self.leases), "jobs": list(self.jobs)}
 
 
-Change: TypeAlias = (
-    FewerWorkers | OtherModel | Relax | RaiseLimit | RaiseQuota | RaiseBudget | Together | Ends
-)
+Change: TypeAlias = FewerWorkers | OtherModel | Relax | Wider | Closer | Raise | RaiseBudget | Together | Ends
 
 
 def _amount(milli: int, model: str) -> str:
@@ -140,7 +162,7 @@ def _amount(milli: int, model: str) -> str:
 
 
 def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot:
-    """The snapshot after these changes, row `row` of the queue being the job they are for.
+    """The snapshot after these changes, row `row` of the queue being the job they are for. Caps: see `ruled`.
 
     Raises `ValueError` (`LedgerError` is one) for a change that cannot be made: a team, model or lease that is not
     there, or a quota that would be above its limit, which no teams file may say.
@@ -151,7 +173,7 @@ def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot
                 snapshot = replace(snapshot, pending=_fewer(snapshot.pending, row, workers))
             case OtherModel(model):
                 snapshot = replace(snapshot, pending=_other(snapshot.pending, row, model))
-            case Relax():
+            case Relax() | Wider() | Closer():
                 snapshot = replace(snapshot, pending=_freer(snapshot, row, change))
             case Together(raises):
                 limits_first = sorted(
@@ -166,7 +188,24 @@ def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot
                 snapshot = replace(snapshot, ledger=ledger, version=ledger.version)
             case Ends(leases):
                 snapshot = _ended(snapshot, leases)
+            case RaiseCap():
+                pass  # no part of a snapshot
     return snapshot
+
+
+def ruled(policy: Policy, changes: Iterable[Change]) -> Policy:
+    """The policy after these changes: power caps are its own."""
+    for change in changes:
+        match change:
+            case Together(raises):
+                policy = ruled(policy, raises)
+            case RaiseCap(level, domain, watts):
+                caps = dict(policy.power.caps)
+                if level != policy.power.level or (domain not in caps and "*" not in caps):
+                    raise ValueError(f"{level} {domain} has no power cap")
+                caps[domain] = caps.get(domain, caps.get("*", 0)) + watts
+                policy = replace(policy, power=replace(policy.power, caps=tuple(caps.items())))
+    return policy
 
 
 def _budgeted(accounts: Accounts | None, change: RaiseBudget) -> Accounts:
@@ -214,7 +253,7 @@ def _other(queue: Queue, row: int, model: str) -> Queue:
     return _classes(queue, row, requests, lambda c: replace(c, gpu_models=more(c.gpu_models)))
 
 
-def _freer(snapshot: Snapshot, row: int, change: Relax) -> Queue:
+def _freer(snapshot: Snapshot, row: int, change: Freer) -> Queue:
     queue, there = snapshot.pending, snapshot.ledger.traits
     requests = queue.requests
     if requests:
@@ -249,7 +288,7 @@ def _classes(
     )
 
 
-def _raise(ledger: Ledger, change: Raise) -> None:
+def _raise(ledger: Ledger, change: RaiseLimit | RaiseQuota) -> None:
     if change.team not in ledger.team_row or change.gpu_model not in ledger.models:
         raise ValueError(f"there is no team {change.team}, or no model {change.gpu_model}")
     column, row = ledger.models.index(change.gpu_model), ledger.team_row[change.team]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from moorage.scheduling.changes import Change, FewerWorkers, OtherModel
 from moorage.scheduling.explanation import Explanation
 from moorage.scheduling.model import ANY_MODEL, Plan, Policy, Reason, ReasonCode, Snapshot
 from moorage.scheduling.planner import plan
-from moorage.scheduling.relaxing import EVERYTHING, Relax, relaxations
+from moorage.scheduling.relaxing import ANYHOW, EVERYTHING, Closer, Relax, relaxations, wider
 from moorage.scheduling.spans import span
 from moorage.scheduling.trying import Enough, Trial, least
 from moorage.scheduling.words import models_of
@@ -45,8 +46,9 @@ def explain(
 
     Raises `ValueError` when the job starts now, or there is no such row. Pure; the snapshot stays as it is.
 
-    Cost in calls of `plan()`, with L leases, w = min_workers, M models, and k limits and quotas that bound the job's
-    team: 2 + log2 w for the gang, M + 1 for models, 9 for constraints, k + 2 + 4 * 68 for raises, 9 + 2 * log2 L for
+    Cost in calls of `plan()`, with L leases, w = min_workers, M models, D capped domains, and k limits and quotas that
+    bound the job's team: 2 + log2 w for the gang, M + 1 for models, 10 for constraints on nodes, levels + 1 + log2 w
+    for topology and spread, k + 2 + 4 * 68 for raises, D + 10 + 2 * log2 D + 4 * 20 for power caps, 9 + 2 * log2 L for
     the time, 3 * (16 * (9 + 2 * log2 L) + 32) + 64 for ends. A few dozen as a rule.
     """
     if not 0 <= row < len(snapshot.pending):
@@ -71,7 +73,7 @@ def explain(
                 suggestions.extend(raising.budgets(trial))
                 earliest = raising.next_period(trial)
             else:
-                for find in (_gang, _models, _constraints, raising.raises):
+                for find in (_gang, _models, _constraints, raising.raises, raising.caps):
                     suggestions.extend(find(trial))
                 earliest = ending.earliest(trial, ends or {})
                 suggestions.extend(ending.fewest(trial))  # the longest search: last
@@ -120,12 +122,27 @@ def _models(trial: Trial) -> Iterator[Change]:
 
 def _constraints(trial: Trial) -> Iterator[Change]:
     """Each single constraint that it could do without; where none is enough alone, all of them."""
-    queue = trial.snapshot.pending
-    asked = [
-        queue.classes[int(c[trial.row])].constraints for c in (queue.head, queue.worker) if c[trial.row] >= 0
-    ]
+    asked = [c.constraints for c in trial.classes()]
     alone = relaxations(trial.snapshot.ledger, asked)[:MOST_RELAXED]
-    found = [change for change in alone if trial.starts(change)]
-    if not found and len(alone) > 1 and trial.starts(Relax(EVERYTHING)):
+    found: list[Change] = [change for change in alone if trial.starts(change)]
+    near = [change for search in (_wider, _closer) for change in search(trial)]
+    if not found and not near and len(alone) > 1 and trial.starts(Relax(EVERYTHING)):
         found = [Relax(EVERYTHING)]
-    yield from found
+    elif not found and not near and any(one.near for one in asked) and trial.starts(Relax(ANYHOW)):
+        found = [Relax(ANYHOW)]
+    yield from (*found, *near)
+
+
+def _wider(trial: Trial) -> Iterator[Change]:
+    """The next wider level that does in place of the one required."""
+    levels = wider([c.constraints for c in trial.classes()], trial.policy.topology)
+    yield from islice((change for change in levels if trial.starts(change)), 1)
+
+
+def _closer(trial: Trial) -> Iterator[Change]:
+    """The least that spread would have to allow."""
+    most = int(trial.snapshot.pending.min_workers[trial.row])
+    for now, by in dict.fromkeys((c.constraints.spread, c.constraints.spread_by) for c in trial.classes()):
+        if 0 < now < most and trial.starts(Closer(most, by)):
+            more = least(lambda n, now=now, by=by: trial.starts(Closer(now + n, by)), most - now)  # type: ignore[misc]
+            yield Closer(now + more, by)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moorage.scheduling.changes import Change, changed
+from moorage.scheduling.changes import Change, changed, ruled
 from moorage.scheduling.model import Lease, Policy, Reason, Snapshot
 from moorage.scheduling.planner import plan
+from moorage.scheduling.queue import TaskClass
 
 _ONE_BY_ONE = 8
 """The first lengths of a search, tried each."""
@@ -41,14 +42,14 @@ class Trial:
         when = self.now_ns if at_ns is None else at_ns
         if (change, when) not in self.seen:
             try:
-                after = changed(self.snapshot, self.row, (change,))
+                after, policy = changed(self.snapshot, self.row, (change,)), ruled(self.policy, (change,))
             except ValueError:
                 self.seen[change, when] = False
             else:
                 if not self.go_on(self.plans):
                     raise Enough
                 self.plans += 1
-                self.seen[change, when] = bool(np.any(plan(after, self.policy, when).admitted == self.row))
+                self.seen[change, when] = bool(np.any(plan(after, policy, when).admitted == self.row))
         return self.seen[change, when]
 
     def team(self) -> int:
@@ -62,6 +63,11 @@ class Trial:
             rows.append(at)
             at = int(self.snapshot.ledger.team_parent[at])
         return rows
+
+    def classes(self) -> list[TaskClass]:
+        """Of the job's head and of its workers, where it has any."""
+        queue = self.snapshot.pending
+        return [queue.classes[int(c[self.row])] for c in (queue.head, queue.worker) if c[self.row] >= 0]
 
     def models(self) -> list[str]:
         """GPU models on nodes that are up, in the ledger's order."""

@@ -16,11 +16,12 @@ from moorage.scheduling.changes import (
     Ends,
     FewerWorkers,
     OtherModel,
+    RaiseCap,
     RaiseLimit,
     RaiseQuota,
     Together,
 )
-from moorage.scheduling.constraints import Constraints, Taint, Term, Toleration, Traits
+from moorage.scheduling.constraints import Constraints, Power, Taint, Term, Toleration, Traits
 from moorage.scheduling.explain import Explanation, explain
 from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, NodeDown, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
@@ -36,7 +37,7 @@ from moorage.scheduling.model import (
 )
 from moorage.scheduling.planner import plan
 from moorage.scheduling.queue import Queue
-from moorage.scheduling.relaxing import EVERYTHING, Relax
+from moorage.scheduling.relaxing import ANYHOW, EVERYTHING, Closer, Relax, Wider
 from moorage.scheduling.validate import check
 
 MODELS = ("A", "B", "C")
@@ -58,17 +59,18 @@ class World:
                 milli_cpu=8000,
                 mib=64000,
             )
-            for n in range(int(rng.integers(1, 5)))
+            for n in range(int(rng.integers(1, 7)))
         ]
         self.marks = np.random.default_rng(seed + 10**6)
         self.nodes = [replace(node, traits=self.traits()) for node in self.nodes]
+        self.policy = Policy(topology=("zone", "rack"), power=self.power())
         self.teams = {name: self.team(name) for name in TEAMS}
         self.rule = DeviceRule.FREE if rng.random() < 0.3 else DeviceRule.RAYLET
         self.leases: list[Lease] = []
         self.down = ""
         self.jobs = [self.job(f"h{i}") for i in range(int(rng.integers(0, 9)))]
         snapshot = self.snapshot()
-        for request, tasks in plan(snapshot, Policy(), 0).admissions(snapshot):
+        for request, tasks in plan(snapshot, self.policy, 0).admissions(snapshot):
             epoch = len(self.leases) + 1
             self.leases.append(
                 Lease(lease=f"of-{request.job}", job=request.job, team=request.team, epoch=epoch, tasks=tasks)
@@ -85,17 +87,39 @@ class World:
     def traits(self) -> Traits:
         rng = self.marks
         return Traits.of(
-            {"disk": "ssd"} if rng.random() < 0.6 else {},
+            ({"disk": "ssd"} if rng.random() < 0.6 else {})
+            | ({"rack": str(rng.choice(["r0", "r1"]))} if rng.random() < 0.9 else {})
+            | {"zone": str(rng.choice(["z0", "z0", "z1"]))},
             taints=(Taint(key="owner", value="x"),) if rng.random() < 0.15 else (),
             region=str(rng.choice(["", "eu", "us"], p=[0.5, 0.25, 0.25])),
             spot=bool(rng.random() < 0.15),
         )
 
+    def power(self) -> Power:
+        rng = self.marks
+        if rng.random() < 0.6:
+            return Power()
+        caps = {
+            name: int(rng.integers(1, 7)) * 100
+            for name in ("z0/r0", "z0/r1", "z1/r0", "*")
+            if rng.random() < 0.7
+        }
+        return Power(watts=(("A", 100), ("B", 70)), caps=tuple(caps.items()))
+
     def constraints(self) -> Constraints:
         rng = self.marks
+        near = Constraints()
         if rng.random() < 0.5:
-            return Constraints()
-        return Constraints(
+            spread = int(rng.choice([0, 0, 1, 2]))
+            near = Constraints(
+                required=str(rng.choice(["", "rack", "zone"], p=[0.3, 0.5, 0.2])),
+                spread=spread,
+                spread_by=str(rng.choice(["", "rack"])) if spread else "",
+            )
+        if rng.random() < 0.6:
+            return near
+        return replace(
+            near,
             select=(Term(key="disk", values=("ssd",)),) if rng.random() < 0.5 else (),
             regions=("eu",) if rng.random() < 0.3 else (),
             spot=bool(rng.random() < 0.5),
@@ -146,7 +170,7 @@ class World:
                 case OtherModel(model):
                     models = () if model == "*" else (*jobs[row].gpu_models, model)
                     jobs[row] = replace(jobs[row], gpu_models=models)
-                case Relax():
+                case Relax() | Wider() | Closer():
                     jobs[row] = replace(jobs[row], constraints=_without(jobs[row].constraints, change))
                 case Together(raises):
                     for one in raises:
@@ -172,11 +196,28 @@ class World:
 
     def starts(self, row: int, *changes: Change, at: int | None = None) -> bool:
         snapshot = self.snapshot(*changes, row=row)
-        return row in plan(snapshot, Policy(), self.now if at is None else at).admitted
+        return row in plan(snapshot, self.ruled(*changes), self.now if at is None else at).admitted
+
+    def ruled(self, *changes: Change) -> Policy:
+        """The policy with caps raised."""
+        caps, power = dict(self.policy.power.caps), self.policy.power
+        for change in changes:
+            for one in change.raises if isinstance(change, Together) else (change,):
+                if isinstance(one, RaiseCap):
+                    assert one.level == "rack"
+                    caps[one.domain] = caps.get(one.domain, caps.get("*", 0)) + one.watts
+        return replace(self.policy, power=replace(power, caps=tuple(caps.items())))
 
 
-def _without(asked: Constraints, change: Relax) -> Constraints:
+def _without(asked: Constraints, change: Relax | Wider | Closer) -> Constraints:
     match change:
+        case Wider("rack", "zone"):
+            return replace(asked, required="zone")
+        case Wider():
+            return replace(asked, required="")
+        case Closer(most, by):
+            assert (by, asked.spread > 0) == (asked.spread_by, True)
+            return replace(asked, spread=most)
         case Relax("label", "disk=ssd"):
             return replace(asked, select=())
         case Relax("region", region):
@@ -185,8 +226,10 @@ def _without(asked: Constraints, change: Relax) -> Constraints:
             return replace(asked, spot=True)
         case Relax("taint", "owner=x:NoSchedule"):
             return replace(asked, tolerations=(Toleration(),))
+    if change == Relax(ANYHOW):
+        return Constraints(spot=True, tolerations=(Toleration(),))
     assert change == Relax(EVERYTHING), change
-    return Constraints(spot=True, tolerations=(Toleration(),))
+    return replace(asked, select=(), regions=(), spot=True, tolerations=(Toleration(),))
 
 
 def _figure(spec: TeamSpec, name: str, model: str) -> int:
@@ -196,8 +239,11 @@ def _figure(spec: TeamSpec, name: str, model: str) -> int:
     return int(said.get(model, 0))
 
 
-def _raise(teams: dict[str, TeamSpec], change: RaiseLimit | RaiseQuota) -> None:
+def _raise(teams: dict[str, TeamSpec], change: Change) -> None:
     """As in a teams file: a quota and those above it, which must cover it."""
+    if isinstance(change, RaiseCap):
+        return
+    assert isinstance(change, RaiseLimit | RaiseQuota)
     model = change.gpu_model
 
     def put(name: str, figure: str, amount: int) -> None:
@@ -228,16 +274,18 @@ def lesser(change: Change) -> Sequence[Change]:
         case RaiseLimit() | RaiseQuota():
             return (replace(change, milli=change.milli - 1),)
         case Together(raises):
-            return [
-                Together((*raises[:i], replace(raises[i], milli=raises[i].milli - 1), *raises[i + 1 :]))
-                for i in range(len(raises))
-            ]
+            return [Together((*raises[:i], *lesser(raises[i]), *raises[i + 1 :])) for i in range(len(raises))]
+        case RaiseCap(level, domain, watts):
+            return (RaiseCap(level, domain, watts - 1),)
+        case Wider("rack", ""):
+            return (Wider("rack", "zone"),)
+        case Closer(most, by):
+            return (Closer(most - 1, by),)
         case Ends(leases):
             return [Ends(tuple(x for x in leases if x != y), ()) for y in leases if len(leases) > 1]
-        case Relax(kind) if kind == EVERYTHING:
+        case Relax(kind) if kind in (EVERYTHING, ANYHOW):
             return (Relax("label", "disk=ssd"), Relax("spot"))
-        case OtherModel() | Relax():
-            return ()
+    return ()
 
 
 def refused(world: World, change: Change) -> bool:
@@ -259,16 +307,16 @@ def refused(world: World, change: Change) -> bool:
 
 def explained(world: World) -> list[tuple[int, Explanation]]:
     snapshot = world.snapshot()
-    made = plan(snapshot, Policy(), world.now)
+    made = plan(snapshot, world.policy, world.now)
     for row in made.admitted.tolist():
         with pytest.raises(ValueError, match="starts now"):
-            explain(snapshot, Policy(), world.now, row, world.ends)
+            explain(snapshot, world.policy, world.now, row, world.ends)
     before = image(snapshot.ledger), _columns(snapshot.pending)
     found = []
     for row, reason in zip(made.deferred.tolist(), made.reasons, strict=True):
-        one = explain(snapshot, Policy(), world.now, row, world.ends)
+        one = explain(snapshot, world.policy, world.now, row, world.ends)
         assert one.reason == reason
-        assert one == explain(world.snapshot(), Policy(), world.now, row, world.ends), (
+        assert one == explain(world.snapshot(), world.policy, world.now, row, world.ends), (
             "the same input, the same answer"
         )
         found.append((row, one))
@@ -325,6 +373,15 @@ def test_what_could_be_suggested_is(seed: int) -> None:
         request, kinds = world.jobs[row], {type(change) for change in found.suggestions}
         if FewerWorkers not in kinds and request.min_workers > 1 and not request.worker.empty:
             assert not world.starts(row, FewerWorkers(1))
+        if request.constraints.required and not any(isinstance(c, Wider) for c in found.suggestions):
+            assert not world.starts(row, Wider(request.constraints.required))
+        most, by = request.min_workers, request.constraints.spread_by
+        if 0 < request.constraints.spread < most and Closer not in kinds and not request.worker.empty:
+            assert not world.starts(row, Closer(most, by))
+        if not kinds & {RaiseCap, Together}:
+            for domain in {"z0/r0", "z0/r1", "z1/r0", "z1/r1"} if world.policy.power.caps else ():
+                if {domain, "*"} & set(dict(world.policy.power.caps)):
+                    assert not world.starts(row, RaiseCap("rack", domain, 10**4))
         for model in {node.gpu_model for node in world.nodes if node.devices and node.name != world.down}:
             if request.gpu_models and model not in request.gpu_models:
                 assert (OtherModel(model) in found.suggestions) == world.starts(row, OtherModel(model))

@@ -448,3 +448,14 @@ def test_preemption_gives_power_back() -> None:
     assert len(started) == 1 and len(preempted) == 1, "one more may run beside the other two"
     started, preempted = pushing(case, power(("*", 200)))
     assert len(started) == 1 and set(preempted) == {"h0", "h1"}, "nobody is put back above the cap"
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_job_without_any_need_starts_under_a_cap(workers: int) -> None:
+    """It has no class, so there is no rule to read for it."""
+    ledger, wanted = (
+        build(Case(name="", pool="r0: a4", job=Job(workers=1))),
+        request("j", Job(workers=workers, milli=0)),
+    )
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of((wanted,)))
+    assert plan(snapshot, power(("*", 100)), 0).admitted.tolist() == [0]
