@@ -31,7 +31,6 @@ from moorage.scheduling.layout import (
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import (
     UNLIMITED,
-    WHOLE,
     DeviceRule,
     IntArray,
     JobRequest,
@@ -46,6 +45,7 @@ from moorage.scheduling.quota import Quotas
 from moorage.scheduling.reservations import Reservations
 from moorage.scheduling.running import Pieces, RunningJobs
 from moorage.scheduling.sharing import barred, put_off, shares
+from moorage.scheduling.who import Who
 from moorage.scheduling.workspace import Kept, Workspace
 
 _FIRST_TASKS = 4096
@@ -80,9 +80,7 @@ class _Decision:
     teams: Teams
     kept: Kept
     pool: Pool
-    pieces: Pieces
-    running: preemption.Running
-    moves: moving.Moves
+    who: Who
     stuck: IntArray
     late_ns: IntArray | None
     """[R] by how much each row misses its deadline, 0 = it need not; None = nobody has one."""
@@ -102,9 +100,7 @@ class _Decision:
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
         rows = row_columns(ledger, queue, waiting, now_ns, policy)
         late, urgent = deadlines(queue, now_ns, policy.urgent_ns)
-        pieces, teams = running.pieces(), _teams(snapshot, policy, rows)
-        moves = running.moves(pieces, policy.moves, ledger, teams)
-        domains.keep_in_place(kept.pool.limits, moves.may, pieces.first, held[running.task_class])
+        teams = _teams(snapshot, policy, rows)
         made = cls(
             snapshot=snapshot,
             policy=policy,
@@ -113,9 +109,7 @@ class _Decision:
             teams=teams,
             kept=kept,
             pool=kept.pool,
-            pieces=pieces,
-            running=running.columns(pieces, ledger, held, policy),
-            moves=moves,
+            who=Who(running, ledger, policy, held, teams, kept.pool),
             stuck=np.full(len(kept.pool.classes.milli), -1, np.int64),
             late_ns=late,
             urgent=urgent,
@@ -127,13 +121,25 @@ class _Decision:
                 pool=made.pool,
                 teams=made.teams,
                 running=made.running,
-                ends=running.ends_ns[pieces.job],
+                ends=running.ends_ns[made.pieces.job],
                 rows=rows,
                 policy=policy,
                 now=now_ns,
                 columns=promises_of(len(queue), int(rows.kind.max(initial=0)) + 1),
             )
         return made
+
+    @property
+    def pieces(self) -> Pieces:
+        return self.who.pieces
+
+    @property
+    def running(self) -> preemption.Running:
+        return self.who.running
+
+    @property
+    def moves(self) -> moving.Moves:
+        return self.who.moves
 
     def run(self) -> Plan:
         queue, policy = self.snapshot.pending, self.policy
@@ -144,14 +150,12 @@ class _Decision:
         account = self._barred(order)
         without, order, account = order[account >= 0], order[account < 0], account[account >= 0]
         order, later = self._turns(order)
-        loose = ~self.running.fixed
-        if policy.reclaim_waits:
-            loose &= ~self.running.young
-        lowest = int(self.running.priority[loose].min(initial=UNLIMITED))
+        jobs = self.who.jobs
+        loose = jobs.loose(policy)
         bounds = (
             policy.margin,
-            lowest,
-            int(self.running.key[loose].max(initial=admission.NOBODY)),
+            int(jobs.priority[loose].min(initial=UNLIMITED)),
+            int(jobs.key[loose].max(initial=admission.NOBODY)),
             policy.moves > 0,
         )
         rooms = admission.Rooms(*np.zeros((4, len(self.snapshot.ledger.models)), np.int64))
@@ -201,11 +205,7 @@ class _Decision:
         gangs = growing.may_grow(running, policy) if running else _NOTHING
         if running is None or not len(gangs) or state[admission.HELD] >= 0:
             return None
-        if (
-            self.running.taken.any()
-            or self.moves.moved.any()
-            or state[admission.ADMITTED] >= policy.max_admissions
-        ):
+        if self.who.disturbed() or state[admission.ADMITTED] >= policy.max_admissions:
             return None
         count = int(state[admission.DEFERRED])
         said = out.deferred[:count], out.code[:count], out.figures[:count]
@@ -251,7 +251,7 @@ class _Decision:
             room(self.teams, team, allowed)
             if fits_within(self.pool, head, worker, least, allowed, left, *columns):
                 return admission.BORROWS
-        if not len(self.running.team) or not rows.least[row]:
+        if not len(self.who.jobs) or not rows.least[row]:
             return admission.WAITS
         asker = preemption.Asker(
             team=team,
@@ -265,16 +265,15 @@ class _Decision:
             least=least,
             milli=int(rows.least[row]),
         )
-        if len(self.running.order):
-            kept = np.zeros((2, 1 + least), np.int64)
-            before = self.running.taken.copy()
-            placed = preemption.make_room(
-                asker, self.running, self.pool, self.teams, allowed, left, *columns, kept
-            )
-            if placed >= 0:
-                self._pushed(row, asker, before)
-                self._another_future()
-                return int(placed)
+        kept = np.zeros((2, 1 + least), np.int64)
+        before = self.running.taken.copy()
+        placed = preemption.make_room(
+            asker, self.running, self.pool, self.teams, allowed, left, *columns, kept
+        )
+        if placed >= 0:
+            self._pushed(row, asker, before)
+            self._another_future()
+            return int(placed)
         return self._move_for(row, columns, int(state[admission.ADMITTED]))
 
     def _pushed(self, row: int, asker: preemption.Asker, before: npt.NDArray[np.bool_]) -> None:
@@ -388,13 +387,8 @@ class _Decision:
         admitted, tasks = int(state[admission.ADMITTED]), int(state[admission.TASKS])
         deferred = out.deferred[: int(state[admission.DEFERRED])].copy()
         classes, task_class = self.pool.classes, out.task_class[:tasks]
-        running, job = self.snapshot.running, self.pieces.job
-        log = self.moves.log[: self.moves.made[0]]
-        log = log[~self.running.taken[log[:, 0]]]
-        piece, task = log[:, 0], log[:, 4]
+        running, left = self.snapshot.running, self.who.left()
         reserved = () if self.reserving is None else self.reserving.result(out, state)
-        leave, shrunk, kept = self.pieces.left(self.running.taken)
-        whole = np.flatnonzero(self.pieces.rank == 0)[leave].tolist()
         return Plan(
             version=self.snapshot.version,
             admitted=out.admitted[:admitted].copy(),
@@ -408,18 +402,18 @@ class _Decision:
             task_milli_cpu=classes.cpu[task_class],
             task_mib=classes.mib[task_class],
             deferred=deferred,
-            preempted=tuple(running.leases[v] for v in leave) if running else (),
-            preempted_for=tuple(self.pushed[v][0] for v in whole),
-            preempted_by=tuple(self.pushed[v][1] for v in whole),
-            shrunk=tuple(running.leases[v] for v in shrunk) if running else (),
-            shrunk_tasks=kept,
+            preempted=tuple(running.leases[v] for v in left.leave) if running else (),
+            preempted_for=tuple(self.pushed[v][0] for v in left.pieces.tolist()),
+            preempted_by=tuple(self.pushed[v][1] for v in left.pieces.tolist()),
+            shrunk=tuple(running.leases[v] for v in left.shrunk) if running else (),
+            shrunk_tasks=left.kept,
             **growing.columns(running, grown),
-            moved=tuple(running.leases[v] for v in job[piece]) if running else (),
-            moved_task=task - running.first[job[piece]] if running else _NOTHING,
-            moved_node=self.running.node[task],
-            moved_devices=self.running.mask[task],
-            moved_gpu_mib=self._held_mib(task),
-            moved_after=log[:, 3].copy(),
+            moved=tuple(running.leases[v] for v in left.moved) if running else (),
+            moved_task=left.moved_task,
+            moved_node=left.node,
+            moved_devices=left.mask,
+            moved_gpu_mib=left.mib,
+            moved_after=left.after,
             reserved=reserved,
             words=words.Words(
                 snapshot=self.snapshot,
@@ -444,14 +438,6 @@ class _Decision:
         if plain and len(self.snapshot.ledger.traits) == 1:
             return None
         return np.asarray(self.pool.nodes.milli_free.sum(axis=1), np.int64)
-
-    def _held_mib(self, task: IntArray) -> IntArray:
-        """MiB that running tasks hold on each of their devices, where they are now."""
-        classes = self.pool.classes
-        klass, device_mib = self.running.klass[task], self.pool.nodes.device_mib[self.running.node[task]]
-        milli, asked = classes.milli[klass], classes.gpu_mib[klass]
-        part = np.where(asked > 0, asked, milli * device_mib // WHOLE)
-        return np.asarray(np.where(milli >= WHOLE, device_mib, np.where(milli > 0, part, 0)), np.int64)
 
     def _free(self) -> IntArray:
         """[M] milli-GPU left on the nodes that are up."""

@@ -239,15 +239,24 @@ class RunningJobs:
 
     def young(self, pieces: Pieces, policy: Policy) -> npt.NDArray[np.bool_]:
         """[P] has not run for its least time yet; or is a worker of a gang that took more just now."""
-        young, job = np.zeros(len(pieces.job), np.bool_), pieces.job
-        if self.ran_ns is not None:
-            least = np.full(len(self), policy.least_run_ns)
-            if self.least_run_ns is not None:
-                least = np.maximum(least, self.least_run_ns)
-            young |= (self.ran_ns < least)[job]
+        young, job = self._early(policy)[pieces.job], pieces.job
         if self.grown_ns is not None:
             young |= (pieces.rank > 0) & (self.grown_ns < policy.settle_ns)[job]
         return young
+
+    def loose(self, policy: Policy) -> npt.NDArray[np.bool_]:
+        """[V] may be asked to leave for whatever reason there is: all that the loop must know before anybody is."""
+        loose = ~self.fixed.astype(np.bool_)
+        return loose & ~self._early(policy) if policy.reclaim_waits else loose
+
+    def _early(self, policy: Policy) -> npt.NDArray[np.bool_]:
+        """[V] has not run for its least time yet."""
+        if self.ran_ns is None:
+            return np.zeros(len(self), np.bool_)
+        least = np.full(len(self), policy.least_run_ns)
+        if self.least_run_ns is not None:
+            least = np.maximum(least, self.least_run_ns)
+        return np.asarray(self.ran_ns < least, np.bool_)
 
     def may_move(self, ledger: Ledger, teams: Teams) -> IntArray:
         """[V] `movable`, within the GPU model where a team's figures could tell models apart."""
