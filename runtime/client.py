@@ -138,9 +138,14 @@ class Client:
         """The job, why it waits, what would start it now, and what it holds."""
         return _object(self.request("GET", f"/moorage/v1/jobs/{_segment(job_id)}/why"))
 
-    def events(self, job_id: str | None = None, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
+    def events(
+        self, job_id: str | None = None, after: int = 0, limit: int = 100, last: int = 0
+    ) -> list[dict[str, Any]]:
+        """The oldest `limit` events after `after`; with `last` the newest so many of them instead. In order."""
         path = "/moorage/v1/events" if job_id is None else f"/moorage/v1/jobs/{_segment(job_id)}/events"
-        return _objects(self.request("GET", path, query={"after": after, "limit": limit}))
+        return _objects(
+            self.request("GET", path, query={"after": after} | ({"last": last} if last else {"limit": limit}))
+        )
 
     def cost(self) -> dict[str, Any]:
         return _object(self.request("GET", "/moorage/v1/cost"))

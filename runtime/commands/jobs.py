@@ -1,4 +1,4 @@
-"""`moorage submit | jobs | logs | stop | events | cost`."""
+"""`moorage submit | jobs | logs | stop | cost`."""
 
 from __future__ import annotations
 
@@ -90,35 +90,6 @@ def stop(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
         click.echo(f"{job_id} is being stopped." if stopped else f"{job_id} had already ended.")
 
 
-@click.command(epilog="\b\nExamples:\n  moorage events --limit 20\n  moorage events --job JOB --json")
-@click.option("--job", "job_id", metavar="JOB", help="Only events of this job.")
-@click.option(
-    "--after", default=0, show_default=True, type=click.IntRange(0), help="Only greater sequence numbers."
-)
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
-@shared.pool_options
-def events(
-    job_id: str | None, after: int, limit: int, home: Path | None, principal: str, as_json: bool
-) -> None:
-    """The audit record, oldest first: who did what, when."""
-    with shared.connect(home, principal) as client:
-        found = client.events(job_id, after, limit)
-    if as_json:
-        shared.print_json(found)
-        return
-    made = shared.table("seq", "at", "event", "team", "job", "what", right=("seq",))
-    for event in found:
-        made.add_row(
-            str(event.get("seq", "")),
-            shared.clock(event.get("wall_ns") or event.get("at_ns")),
-            str(event.get("kind", "")),
-            event.get("team") or "-",
-            event.get("job_id") or "-",
-            _short(event.get("payload")),
-        )
-    shared.console().print(made)
-
-
 @click.command(epilog="\b\nExamples:\n  moorage cost\n  moorage cost --as ops --json")
 @shared.pool_options
 def cost(home: Path | None, principal: str, as_json: bool) -> None:
@@ -142,11 +113,3 @@ def cost(home: Path | None, principal: str, as_json: bool) -> None:
 
 def _amounts(row: dict[str, Any]) -> tuple[str, str]:
     return f"{row['gpu_seconds']:,.1f}", shared.dollars(row["micro_dollars"])
-
-
-def _short(payload: Any, most: int = 60) -> str:
-    """The plain values of an event's payload on one line."""
-    if not isinstance(payload, dict):
-        return ""
-    text = " ".join(f"{k}={v}" for k, v in payload.items() if isinstance(v, str | int) and v != "")
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -53,7 +53,7 @@ def nodes(found: dict[str, Any]) -> Table:
 def devices(found: dict[str, Any]) -> Table:
     """One bar per device: a letter block per holder, dots for what is free."""
     made = shared.table("device", "use", "memory MiB", "held by", title="Devices", right=("memory MiB",))
-    colours = _team_colours(found)
+    colours = team_colours(found)
     for device in found.get("devices", []):
         holders = device["holders"]
         made.add_row(
@@ -71,15 +71,15 @@ def devices(found: dict[str, Any]) -> Table:
     return made
 
 
-def bar(holders: list[dict[str, Any]], colours: dict[str, str]) -> Text:
+def bar(holders: list[dict[str, Any]], colours: dict[str, str], length: int = BAR) -> Text:
     """`[########......]`; a holder however small shows at least one character."""
     text, used = Text("["), 0
     for number, one in enumerate(holders):
-        width = max(1, round(one["milli_gpu"] * BAR / 1000))
-        width = min(width, BAR - used)
+        width = max(1, round(one["milli_gpu"] * length / 1000))
+        width = min(width, length - used)
         text.append("#="[number % 2] * width, colours.get(one["team"], ""))
         used += width
-    text.append("." * (BAR - used), "bright_black")
+    text.append("." * (length - used), "bright_black")
     return text.append("]")
 
 
@@ -135,6 +135,6 @@ def teams(found: dict[str, Any]) -> Table:
     return made
 
 
-def _team_colours(found: dict[str, Any]) -> dict[str, str]:
+def team_colours(found: dict[str, Any]) -> dict[str, str]:
     names = sorted(team["team"] for team in found.get("teams", []))
     return {name: _COLOURS[position % len(_COLOURS)] for position, name in enumerate(names)}
