@@ -147,6 +147,24 @@ class Client:
             self.request("GET", path, query={"after": after} | ({"last": last} if last else {"limit": limit}))
         )
 
+    def quotas(self) -> dict[str, Any]:
+        """`version` and `file`: the tree of teams in force, as a teams file says it."""
+        return _object(self.request("GET", "/moorage/v1/quotas"))
+
+    def put_quotas(
+        self, text: str, base: int | None = None, force: bool = False, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Put a teams file (YAML) in force: `version`, `applied`, `changes`. `base`: only if that version still is."""
+        body = {"file": text, "base": base, "force": force, "dry_run": dry_run}
+        return _object(self.request("PUT", "/moorage/v1/quotas", body=body))
+
+    def drain(self, node: str, why: str = "") -> dict[str, Any]:
+        """Let a node take nothing new; `jobs` are those that still hold a part of it."""
+        return _object(self.request("POST", f"/moorage/v1/nodes/{_segment(node)}/drain", body={"why": why}))
+
+    def undrain(self, node: str) -> dict[str, Any]:
+        return _object(self.request("DELETE", f"/moorage/v1/nodes/{_segment(node)}/drain"))
+
     def cost(self) -> dict[str, Any]:
         return _object(self.request("GET", "/moorage/v1/cost"))
 

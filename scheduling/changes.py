@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from moorage.scheduling.accounts import Accounts, Period, Unit
-from moorage.scheduling.ledger import LeaseReleased, Ledger, TeamSet, step
+from moorage.scheduling.ledger import LeaseReleased, Ledger, NodeUp, TeamSet, step
 from moorage.scheduling.model import (
     ANY_MODEL,
     UNLIMITED,
     IntArray,
     JobRequest,
+    NodeSpec,
     Policy,
     Snapshot,
     TeamSpec,
@@ -124,6 +125,19 @@ class RaiseCap:
         return {"change": "raise-cap", "level": self.level, "domain": self.domain, "watts": self.watts}
 
 
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Let these drained nodes take work again."""
+
+    nodes: tuple[str, ...]
+
+    def text(self) -> str:
+        return f"undrain {', '.join(self.nodes)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": "undrain", "nodes": list(self.nodes)}
+
+
 Raise: TypeAlias = RaiseLimit | RaiseQuota | RaiseCap
 
 
@@ -154,7 +168,9 @@ class Ends:
         return {"change": "ends", "leases": list(self.leases), "jobs": list(self.jobs)}
 
 
-Change: TypeAlias = FewerWorkers | OtherModel | Relax | Wider | Closer | Raise | RaiseBudget | Together | Ends
+Change: TypeAlias = (
+    FewerWorkers | OtherModel | Relax | Wider | Closer | Raise | RaiseBudget | Together | Ends | Undrain
+)
 
 
 def _amount(milli: int, model: str) -> str:
@@ -188,6 +204,8 @@ def changed(snapshot: Snapshot, row: int, changes: Iterable[Change]) -> Snapshot
                 snapshot = replace(snapshot, ledger=ledger, version=ledger.version)
             case Ends(leases):
                 snapshot = _ended(snapshot, leases)
+            case Undrain(names):
+                snapshot = _undrained(snapshot, names)
             case RaiseCap():
                 pass  # no part of a snapshot
     return snapshot
@@ -335,6 +353,26 @@ def _ended(snapshot: Snapshot, leases: tuple[str, ...]) -> Snapshot:
         step(ledger, LeaseReleased(lease, ledger.leases[lease].epoch))
     running = snapshot.running and _without(snapshot.running, frozenset(leases))
     return replace(snapshot, ledger=ledger, version=ledger.version, running=running)
+
+
+def _undrained(snapshot: Snapshot, names: tuple[str, ...]) -> Snapshot:
+    ledger = snapshot.ledger.copy()
+    for name in names:
+        if name not in snapshot.drained:
+            raise ValueError(f"node {name} is not drained")
+        row = ledger.node_row[name]
+        spec = NodeSpec(
+            name=name,
+            gpu_model=ledger.models[int(ledger.model[row])] if ledger.devices[row] else "",
+            devices=int(ledger.devices[row]),
+            device_mib=int(ledger.device_mib[row]),
+            milli_cpu=int(ledger.cpu_total[row]),
+            mib=int(ledger.mib_total[row]),
+            traits=ledger.traits[int(ledger.trait[row])],
+        )
+        step(ledger, NodeUp(spec))
+    left = tuple(name for name in snapshot.drained if name not in names)
+    return replace(snapshot, ledger=ledger, version=ledger.version, drained=left)
 
 
 def _without(running: RunningJobs, leases: frozenset[str]) -> RunningJobs:

@@ -18,7 +18,7 @@ from itertools import islice
 import numpy as np
 
 from moorage.scheduling import ending, raising
-from moorage.scheduling.changes import Change, FewerWorkers, OtherModel
+from moorage.scheduling.changes import Change, FewerWorkers, OtherModel, Undrain
 from moorage.scheduling.explanation import Explanation
 from moorage.scheduling.model import ANY_MODEL, Plan, Policy, Reason, ReasonCode, Snapshot
 from moorage.scheduling.planner import plan
@@ -31,6 +31,8 @@ __all__ = ["Explanation", "explain", "span"]
 
 MOST_RELAXED = 8
 """So many single constraints are tried."""
+MOST_UNDRAINED = 8
+"""So many drained nodes are tried alone."""
 
 
 def explain(
@@ -48,8 +50,8 @@ def explain(
 
     Cost in calls of `plan()`, with L leases, w = min_workers, M models, D capped domains, and k limits and quotas that
     bound the job's team: 2 + log2 w for the gang, M + 1 for models, 10 for constraints on nodes, levels + 1 + log2 w
-    for topology and spread, k + 2 + 4 * 68 for raises, D + 10 + 2 * log2 D + 4 * 20 for power caps, 9 + 2 * log2 L for
-    the time, 3 * (16 * (9 + 2 * log2 L) + 32) + 64 for ends. A few dozen as a rule.
+    for topology and spread, 9 for drained nodes, k + 2 + 4 * 68 for raises, D + 10 + 2 * log2 D + 4 * 20 for
+    power caps, 9 + 2 * log2 L for the time, 3 * (16 * (9 + 2 * log2 L) + 32) + 64 for ends. A few dozen as a rule.
     """
     if not 0 <= row < len(snapshot.pending):
         raise ValueError(f"the queue has {len(snapshot.pending)} rows, and no row {row}")
@@ -73,7 +75,7 @@ def explain(
                 suggestions.extend(raising.budgets(trial))
                 earliest = raising.next_period(trial)
             else:
-                for find in (_gang, _models, _constraints, raising.raises, raising.caps):
+                for find in (_gang, _models, _constraints, _undrained, raising.raises, raising.caps):
                     suggestions.extend(find(trial))
                 earliest = ending.earliest(trial, ends or {})
                 suggestions.extend(ending.fewest(trial))  # the longest search: last
@@ -131,6 +133,15 @@ def _constraints(trial: Trial) -> Iterator[Change]:
     elif not found and not near and any(one.near for one in asked) and trial.starts(Relax(ANYHOW)):
         found = [Relax(ANYHOW)]
     yield from (*found, *near)
+
+
+def _undrained(trial: Trial) -> Iterator[Change]:
+    """Each drained node that would do, put back; where none does alone, all of them."""
+    drained = trial.snapshot.drained
+    found = [one for name in drained[:MOST_UNDRAINED] if trial.starts(one := Undrain((name,)))]
+    if not found and len(drained) > 1 and trial.starts(Undrain(drained)):
+        found = [Undrain(drained)]
+    yield from found
 
 
 def _wider(trial: Trial) -> Iterator[Change]:

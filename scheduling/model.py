@@ -249,6 +249,8 @@ class Snapshot:
     """What teams have used before now, and their budgets; None = nothing, and none."""
     scoring: Scoring | None = None
     """How placements are scored, tables included (`scheduling.packing.scorings`); None = best fit."""
+    drained: tuple[str, ...] = ()
+    """Nodes that are down in the ledger only because somebody said so: for words and suggestions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

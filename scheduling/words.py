@@ -142,15 +142,16 @@ class Words:
         same = tuple(int(x[row]) for x in (queue.team, queue.head, queue.worker, queue.min_workers))
         if same not in impossible:
             impossible[same] = self.never(row)
-        never = impossible[same]
+        never, drained = impossible[same], self._drained(row)
         if never is not None:
-            return never
+            return replace(never, note="; ".join(filter(None, (never.note, drained)))) if drained else never
         models, nodes = models_of(self.snapshot, row), self._nodes(row)
         if nodes is None or self.on_node is None:
             columns = [ledger.models.index(m) for m in models if m in ledger.models] if models else [0]
             free = int(self.free[columns].sum())
         else:
             free = int(self.on_node[nodes].sum())
+        place = "" if nodes is None else f"on the nodes that it may use ({int(nodes.sum())})"
         limit, note = self.limit(row) if self.limit else (None, "")
         return Reason(
             code=limit or (ReasonCode.FRAGMENTED if free >= asked else ReasonCode.POOL_FULL),
@@ -160,8 +161,23 @@ class Words:
             asked=asked,
             free=free,
             holders=holders.of() if nodes is None else holders.on(nodes),
-            place="" if nodes is None else f"on the nodes that it may use ({int(nodes.sum())})",
+            place=f"{place or 'in the pool'} ({drained})" if drained else place,
         )
+
+    def _drained(self, row: int) -> str:
+        """Which drained nodes it could use; "" where there are none."""
+        drained, ledger, queue = self.snapshot.drained, self.snapshot.ledger, self.snapshot.pending
+        if not drained:
+            return ""
+        may = np.zeros(len(ledger.up), np.bool_)
+        for c in (queue.classes[int(at[row])] for at in (queue.head, queue.worker) if at[row] >= 0):
+            known = [ledger.models.index(m) for m in c.gpu_models if m in ledger.models]
+            of_model = np.isin(ledger.model, known) if c.gpu_models else np.ones(len(may), np.bool_)
+            may |= of_model & (ledger.may_run(c.constraints) > c.strict)
+        names = [name for name in drained if may[ledger.node_row[name]]]
+        more = f" and {len(names) - _NODES_SHOWN} more" if len(names) > _NODES_SHOWN else ""
+        verb = "is" if len(names) == 1 else "are"
+        return f"{', '.join(names[:_NODES_SHOWN])}{more} {verb} drained" if names else ""
 
     def _by_reservation(self, row: int, team: str, asked: int) -> Reason:
         found, ledger = self.reserved[row], self.snapshot.ledger

@@ -256,6 +256,17 @@ class MemoryControl:
         self.answers.append((job_id, said, step))
         return job_id in self.notices
 
+    def quotas(self, caller: api.Caller) -> dict[str, Any]:
+        return {"version": 1, "since_ns": 5, "file": {"teams": {"ops": {}}}}
+
+    def put_quotas(
+        self, caller: api.Caller, text: str, base: int | None = None, force: bool = False, dry: bool = False
+    ) -> dict[str, Any]:
+        return {"version": 2, "applied": not dry, "changes": [], "asked": [text, base, force]}
+
+    def drain(self, caller: api.Caller, node: str, drain: bool, why: str = "") -> dict[str, Any]:
+        return {"node": node, "drained": drain, "changed": True, "jobs": [why]}
+
     def cost(self, caller: api.Caller) -> dict[str, Any]:
         return {"teams": [], "jobs": []}
 

@@ -190,6 +190,8 @@ def changed(changes: list[dict[str, Any]]) -> list[str]:
             return "there" if value else "not there"
         if one["figure"] in ("parent", "weight"):
             return str(value) or "none"
+        if one["figure"] == "default_lease":
+            return "none" if not value else " ".join(f"{k}={v}" for k, v in value.items())
         if one["figure"] == "budget":
             return "none" if value is None else budget(value)
         return ("0" if one["figure"] == "quota" else "no bound") if value is None else shared.gpus(value)

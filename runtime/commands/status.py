@@ -42,12 +42,19 @@ def nodes(found: dict[str, Any]) -> Table:
     for node in found.get("nodes", []):
         made.add_row(
             node["name"],
-            Text("up", "green") if node["alive"] else Text("gone", "red"),
+            state(node),
             node["gpu_model"] or "-",
             f"{shared.gpus(node['free_milli_gpu'])} of {node['devices']}",
             f"{shared.gpus(node['free_milli_cpu'])} of {shared.gpus(node['milli_cpu'])}",
         )
     return made
+
+
+def state(node: dict[str, Any]) -> Text:
+    """up, gone, or drained: up, and taking nothing new."""
+    if not node["alive"]:
+        return Text("gone", "red")
+    return Text("drained", "yellow") if node.get("drained") else Text("up", "green")
 
 
 def devices(found: dict[str, Any]) -> Table:

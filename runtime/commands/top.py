@@ -16,7 +16,7 @@ from rich.text import Text
 from moorage.errors import Unavailable
 from moorage.runtime.client import Client
 from moorage.runtime.commands import shared
-from moorage.runtime.commands.status import bar, team_colours
+from moorage.runtime.commands.status import bar, state, team_colours
 
 
 @click.command(
@@ -154,10 +154,9 @@ def _nodes(found: dict[str, Any], part: list[dict[str, Any]]) -> Table:
     for node in part:
         devices = on.get(node["name"], [])
         width = max(2, min(8, 48 // max(1, len(devices))))
-        state = Text("up", "green") if node["alive"] else Text("gone", "red")
         bars = [Text("-", "bright_black") if not devices else Text("").join(_cells(devices, colours, width))]
         free = f"{shared.gpus(node['free_milli_gpu'])} of {node['devices']}"
-        made.add_row(node["name"], state, node["gpu_model"] or "-", free, *bars)
+        made.add_row(node["name"], state(node), node["gpu_model"] or "-", free, *bars)
     return made
 
 

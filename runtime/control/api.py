@@ -268,6 +268,21 @@ class Control(Protocol):
     def endpoints(self, caller: Caller) -> list[EndpointView]:
         """Those of the caller's teams, by name."""
 
+    def quotas(self, caller: Caller) -> dict[str, Any]:
+        """The tree of teams in force: `version`, `since_ns`, and `file` as a teams file says it (GPUs)."""
+
+    def put_quotas(
+        self, caller: Caller, text: str, base: int | None = None, force: bool = False, dry: bool = False
+    ) -> dict[str, Any]:
+        """Put the teams file `text` in force, durable when this returns; `dry`: only say what would change. Admin only.
+        `version`, `changes` (none = it was in force) and `applied`. Forbidden, InvalidRequest (with the path of each
+        wrong field), Infeasible (`quota-over-committed`, unless `force`), Conflict (`quota-changed` when `base` is not
+        the version in force, `team-in-use` for a team that is gone and has unfinished jobs)."""
+
+    def drain(self, caller: Caller, node: str, drain: bool, why: str = "") -> dict[str, Any]:
+        """Let a node take nothing new, or (`drain` = False) take work again; durable when this returns. What runs there
+        goes on. Admin only. `changed`, and the `jobs` that hold a part of it. Forbidden, NotFound."""
+
     def cost(self, caller: Caller) -> dict[str, Any]:
         """GPU-nanoseconds x milli-GPU and micro-dollars per team and per job, folded from lease events."""
 

@@ -17,6 +17,7 @@ from moorage.configs.teams import ANY, Teams
 from moorage.runtime.control import records
 from moorage.runtime.control.api import PENDING
 from moorage.runtime.control.deciding import Told
+from moorage.runtime.control.drained import drained_from
 from moorage.runtime.control.leaving import Leaving, Promise, leaving_from, promises_from
 from moorage.runtime.control.tables import jobs, leases, nodes, subleases
 from moorage.scheduling.accounts import HOUR_NS
@@ -53,6 +54,10 @@ class Book:
         """Waiting jobs and subleases for whom room is being made, the oldest promise first."""
         self.told = Told()
         """Which reasons the audit record has."""
+        self.drained: dict[str, dict[str, Any]] = {}
+        """Nodes that take nothing new, and who said so."""
+        self.alive: set[str] = set()
+        """Nodes that Ray has."""
         self.ray_ids: dict[str, str] = {}
         """Node name -> Ray's id of its present incarnation."""
         self.dirty = True
@@ -60,8 +65,12 @@ class Book:
 
     def reload(self, db: Connection) -> None:
         """Build everything from the store."""
+        before = self.ledger.version
         self.ledger = ledger_from(db, self.teams, self.settings)
-        self.ray_ids = {row.name: row.ray_node_id for row in db.execute(select(nodes)).all()}
+        self.ledger.version = max(self.ledger.version, before + 1)  # a plan of the old one is not one of this
+        known = db.execute(select(nodes)).all()
+        self.ray_ids = {row.name: row.ray_node_id for row in known}
+        self.alive, self.drained = {row.name for row in known if row.alive}, drained_from(db)
         self.pending, self.not_before = {}, {}
         for row in db.execute(select(jobs).where(jobs.c.state == PENDING)).all():
             self.add_job(row)
@@ -126,8 +135,9 @@ def ledger_from(db: Connection, teams: Teams, settings: PoolSettings) -> Ledger:
     for lease in records.held_leases(db):
         _team_for(ledger, lease)
         step(ledger, LeaseGranted(lease))
+    drained = drained_from(db)
     for row in rows:
-        if not row.alive:
+        if not row.alive or row.name in drained:
             step(ledger, NodeDown(row.name))
     ledger.last_epoch = int(db.execute(select(func.max(leases.c.epoch))).scalar() or 0)
     return ledger

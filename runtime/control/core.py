@@ -112,6 +112,7 @@ class Core:
             device_rule=self.device_rule,
             accounts=self.spending.accounts(),
             scoring=self.packing.scoring(self.book.ledger, self.store.clock.now().control_ns),
+            drained=tuple(sorted(book.alive & book.drained.keys())),
         )
 
     def notify(self) -> None:

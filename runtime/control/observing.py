@@ -117,7 +117,12 @@ class Observer:
         change.after.append(lambda: self._node_to_book(node))
 
     def _node_to_book(self, node: ObservedNode) -> None:
-        self._core.book.apply(NodeUp(self._spec(node)) if node.alive else NodeDown(node.name))
+        book = self._core.book
+        (book.alive.add if node.alive else book.alive.discard)(node.name)
+        if node.alive:
+            book.apply(NodeUp(self._spec(node)))
+        if not node.alive or node.name in book.drained:
+            book.apply(NodeDown(node.name))
 
     def _spec(self, node: ObservedNode) -> NodeSpec:
         return node_spec(node, self._core.settings)

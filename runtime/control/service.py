@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select, update
 
 from moorage.cluster.backend import Backend
 from moorage.configs.pool import PoolSettings
@@ -16,11 +14,13 @@ from moorage.configs.teams import Teams
 from moorage.errors import Conflict, Forbidden, NotFound
 from moorage.runtime.control import (
     admission,
+    draining,
     growth,
     guarding,
     lifecycle,
     outcome,
     preempting,
+    quotas,
     records,
     tokens,
     views,
@@ -51,7 +51,7 @@ from moorage.runtime.control.packing import Packing
 from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store, record
-from moorage.runtime.control.tables import attempts, events, jobs, subleases, team_versions
+from moorage.runtime.control.tables import attempts, events, jobs, subleases
 from moorage.runtime.control.usage import Usage
 from moorage.scheduling.guard import GuardPolicy
 from moorage.scheduling.model import WHOLE, DeviceRule, Policy
@@ -76,7 +76,9 @@ class Service:
         guard: GuardPolicy | None = None,
     ) -> None:
         self.store = Store(url, clock or SystemClock())
-        self.teams = teams
+        self._tokens = token_folder
+        with self.store.write() as db:
+            teams = quotas.begin(db, self.store.clock.now(), teams)
         self.core = Core(
             store=self.store,
             book=Book(teams, settings),
@@ -87,7 +89,6 @@ class Service:
             spending=Spending(self.store, teams, settings or PoolSettings()),
         )
         with self.core.change() as change:
-            _record_teams(change.db, change.now.wall_ns, teams)
             tokens.provision(change.db, change.now, token_folder, teams)
             # Whoever waited for these is gone with the process that answered them.
             change.db.execute(update(subleases).where(subleases.c.state == "WAITING").values(state="EXPIRED"))
@@ -98,6 +99,11 @@ class Service:
         self._explainer = Explainer(self.core, self.loop.policy)
         self._fold = Fold()
         self._usage = Usage()
+
+    @property
+    def teams(self) -> Teams:
+        """The tree in force."""
+        return self.core.book.teams
 
     def start(self) -> None:
         self.loop.start()
@@ -298,6 +304,18 @@ class Service:
             rows = db.execute(query.limit(max(1, min(limit, MAX_EVENTS)))).all()
         return [dict(row._mapping) for row in (reversed(rows) if last else rows)]
 
+    def quotas(self, caller: Caller) -> dict[str, Any]:
+        with self.store.read() as db:
+            return quotas.in_force(db)
+
+    def put_quotas(
+        self, caller: Caller, text: str, base: int | None = None, force: bool = False, dry: bool = False
+    ) -> dict[str, Any]:
+        return quotas.change(self.core, self._tokens, caller, text, base=base, force=force, dry=dry)
+
+    def drain(self, caller: Caller, node: str, drain: bool, why: str = "") -> dict[str, Any]:
+        return draining.change(self.core, caller, node, drain, why)
+
     def cost(self, caller: Caller) -> dict[str, Any]:
         now = self.store.clock.now().control_ns
         with self.store.lock, self.store.read() as db:
@@ -390,14 +408,3 @@ class Service:
 def _states(db: Connection) -> dict[str, int]:
     rows = db.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
     return {str(row[0]): int(row[1]) for row in rows}
-
-
-def _record_teams(db: Connection, wall_ns: int, teams: Teams) -> None:
-    """A new version of the quota tree, if it differs from the last."""
-    content = teams.model_dump()
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    last = db.execute(
-        select(team_versions.c.digest).order_by(team_versions.c.version.desc()).limit(1)
-    ).scalar()
-    if last != digest:
-        db.execute(insert(team_versions).values(digest=digest, content=content, created_ns=wall_ns))

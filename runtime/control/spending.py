@@ -40,8 +40,12 @@ class Spending:
 
     def __init__(self, store: Store, teams: Teams, settings: PoolSettings) -> None:
         self._store = store
-        self._parents = {name: team.parent for name, team in teams.teams.items()}
         self._half_life_ns = settings.usage_half_life_h * HOUR_NS
+        self.of(teams)
+
+    def of(self, teams: Teams) -> None:
+        """Count for another tree of teams from now on: what they used is read anew."""
+        self._parents = {name: team.parent for name, team in teams.teams.items()}
         self._meter = Meter(self._half_life_ns, budgets(teams))
         self._seq: int | None = None
 

@@ -204,6 +204,7 @@ def _node(row: Row[Any], book: Book) -> dict[str, Any]:
         "name": row.name,
         "ray_node_id": row.ray_node_id,
         "alive": bool(row.alive),
+        "drained": book.drained.get(row.name),
         "is_head": bool(row.is_head),
         "gpu_model": row.gpu_model,
         "devices": row.devices,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from moorage.errors import InvalidRequest
 from moorage.runtime.control.api import AttemptView, EndpointView, GrowAsk, JobView, SubleaseView, WhyView
-from moorage.runtime.frontdoor import guardapi, notices, wire
+from moorage.runtime.frontdoor import guardapi, notices, poolapi, wire
 from moorage.runtime.frontdoor.context import caller, context
 from moorage.runtime.frontdoor.middleware import json_body
 from moorage.runtime.frontdoor.openapi import Route, document
@@ -420,6 +420,7 @@ ROUTES: tuple[Route, ...] = (
         "GPUs held without a lease or beyond it: warned about, stopped, cleared",
         answer=guardapi.GuardReport,
     ),
+    *poolapi.ROUTES,
     Route("GET", "/moorage/v1/openapi.json", openapi, "This document", secured=False),
 )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from moorage.configs.quotafile import changes
 from moorage.configs.teams import Teams
 from moorage.errors import InvalidRequest
 from moorage.runtime.control.book import team_specs
@@ -31,7 +32,6 @@ WORST_SHOWN = 10
 MANY_JOBS = 20_000
 PERIOD_NS = 10 * 10**9
 """Of so many jobs decisions are made that far apart: a replay must not take an afternoon."""
-_FIGURES = ("quota", "limit", "lend", "borrow")
 _SHAPE = ("team", "workers", "min_workers", "milli_gpu", "gpu_mib", "milli_cpu", "mib", "models")
 
 
@@ -286,47 +286,6 @@ def _job(load: Workload, row: int) -> dict[str, Any]:
         "gpus": int(load.gpus()[row]) / WHOLE,
         "submitted_hours": plain(load.submit_ns[row] / HOUR_NS),
     }
-
-
-def changes(before: Teams, after: Teams) -> list[dict[str, Any]]:
-    """Each figure that differs, milli-GPU; None = not said (no bound; no quota)."""
-    found: list[dict[str, Any]] = []
-    for team in sorted({*before.teams, *after.teams}):
-        old, new = before.teams.get(team), after.teams.get(team)
-        if old is None or new is None:
-            found.append(
-                {
-                    "team": team,
-                    "figure": "team",
-                    "gpu_model": "",
-                    "before": old is not None,
-                    "after": new is not None,
-                }
-            )
-            continue
-        for name in _FIGURES:
-            was, will = getattr(old, name), getattr(new, name)
-            found += [
-                {
-                    "team": team,
-                    "figure": name,
-                    "gpu_model": model,
-                    "before": was.get(model),
-                    "after": will.get(model),
-                }
-                for model in sorted({*was, *will})
-                if was.get(model) != will.get(model)
-            ]
-        for name in ("parent", "weight", "budget"):
-            if getattr(old, name) != getattr(new, name):
-                pair = {"before": _plain(getattr(old, name)), "after": _plain(getattr(new, name))}
-                found.append({"team": team, "figure": name, "gpu_model": "", **pair})
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: a budget is a mapping."""
-    return value.model_dump() if hasattr(value, "model_dump") else value
 
 
 def _notes(before: Teams, after: Teams, history: OwnHistory, jobs: int) -> list[str]:

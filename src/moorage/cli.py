@@ -38,6 +38,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "moorage.runtime.commands.guard:guard",
         "GPUs held without a lease or beyond it, and what is done about it.",
     ),
+    "quota": ("moorage.runtime.commands.quota:quota", "Show, set and apply the quotas of the teams."),
+    "drain": ("moorage.runtime.commands.drain:drain", "Let a node take nothing new."),
+    "undrain": ("moorage.runtime.commands.drain:undrain", "Let a drained node take work again."),
     "simulate": (
         "moorage.runtime.commands.simulate:simulate",
         "Replay a recorded workload and compare policies.",

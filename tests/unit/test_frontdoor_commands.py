@@ -90,7 +90,22 @@ def test_every_command_is_there_with_help() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["status", "page", "top", "submit", "jobs", "why", "logs", "stop", "events", "cost", "plan"]
+    "name",
+    [
+        "status",
+        "page",
+        "top",
+        "submit",
+        "jobs",
+        "why",
+        "logs",
+        "stop",
+        "events",
+        "cost",
+        "plan",
+        "drain",
+        "undrain",
+    ],
 )
 def test_help_has_an_example_and_json(name: str) -> None:
     shown = CliRunner().invoke(cli, [name, "--help"])

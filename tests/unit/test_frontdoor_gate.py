@@ -24,6 +24,9 @@ PROTECTED = (
     ("PUT", "/api/packages/gcs/x.zip"),
     ("GET", "/moorage/v1/status"),
     ("GET", "/moorage/v1/cost"),
+    ("PUT", "/moorage/v1/quotas"),
+    ("POST", "/moorage/v1/nodes/x/drain"),
+    ("DELETE", "/moorage/v1/nodes/x/drain"),
     ("POST", "/moorage/v1/leases"),
     ("POST", "/moorage/v1/endpoints"),
     ("GET", "/endpoints/flights/predict"),
@@ -57,7 +60,7 @@ async def test_all_routes_are_protected(tmp_path: Path) -> None:
         assert app is not None
         for route in app.router.routes():
             path = (route.resource.canonical if route.resource else "").format(
-                job_id="x", protocol="gcs", name="x.zip", lease_id="x", tail="x"
+                job_id="x", protocol="gcs", name="x.zip", lease_id="x", tail="x", node="x"
             )
             if path in ("/healthz", "/moorage/v1/openapi.json") or path in page.PATHS:
                 continue
