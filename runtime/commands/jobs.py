@@ -90,16 +90,40 @@ def stop(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
         click.echo(f"{job_id} is being stopped." if stopped else f"{job_id} had already ended.")
 
 
-@click.command(epilog="\b\nExamples:\n  moorage cost\n  moorage cost --as ops --json")
+BY = {"team": "teams", "job": "jobs", "model": "models"}
+
+
+@click.command(
+    epilog="\b\nExamples:\n  moorage cost\n  moorage cost --by model\n  moorage cost --by job --as ops --json"
+)
+@click.option("--by", type=click.Choice(list(BY)), help="One table by this alone, the most expensive first.")
 @shared.pool_options
-def cost(home: Path | None, principal: str, as_json: bool) -> None:
-    """GPU time and money per team and job, folded from the same events as the ledger."""
+def cost(by: str | None, home: Path | None, principal: str, as_json: bool) -> None:
+    """GPU time and money per team and job, folded from the same events as the ledger: what is billed is what was
+    leased. With --by per team, per job, or per GPU model."""
     with shared.connect(home, principal) as client:
         found = client.cost()
+    if by is not None:
+        rows = found.get(BY[by], [])
+        found = {BY[by]: sorted(rows, key=lambda row: (-row["micro_dollars"], -row["milli_gpu_ns"]))} | {
+            name: found[name] for name in ("currency", "total")
+        }
     if as_json:
         shared.print_json(found)
         return
     numbers = ("GPU seconds", "cost")
+    if by is not None:
+        made = shared.table(by, *(("team",) if by == "job" else ()), *numbers, "", right=numbers)
+        for row in found[BY[by]]:
+            names = (
+                (row["job"], row["team"])
+                if by == "job"
+                else (row["team"] if by == "team" else row["gpu_model"],)
+            )
+            made.add_row(*(name or "-" for name in names), *_amounts(row), "")
+        made.add_row("total", *(("",) if by == "job" else ()), *_amounts(found["total"]), "")
+        shared.console().print(made)
+        return
     made = shared.table("team", "job", *numbers, "", right=numbers)
     for team in found.get("teams", []):
         made.add_row(team["team"], "(all)", *_amounts(team), "")

@@ -13,39 +13,63 @@ from sqlalchemy import Connection, select
 from moorage.runtime.control.tables import events
 
 HOUR_NS = 3600 * 10**9
+_MICRO = 1000 * HOUR_NS
+"""milli-GPU x micro-dollars per GPU-hour x ns in a micro-dollar."""
 _PAGE = 5000
 _KINDS = ("lease.granted", "lease.resized", "lease.released")
 
 
 @dataclass(slots=True)
+class Part:
+    """What a lease holds of one GPU model: `rate` is milli-GPU x micro-dollars per GPU-hour. What it held before it was
+    last resized is in `past_gpu_ns` and `past_rate_ns`."""
+
+    milli_gpu: int = 0
+    rate: int = 0
+    past_gpu_ns: int = 0
+    past_rate_ns: int = 0
+
+
+@dataclass(slots=True)
 class Bill:
-    """One lease: `rate` is the sum of milli-GPU x micro-dollars per GPU-hour over its tasks, since `since_ns`.
-    What it held before it was last resized is in `past_gpu_ns` and `past_rate_ns`."""
+    """One lease, by GPU model ("" = tasks without a GPU on nodes without one), since `since_ns`."""
 
     lease: str
     team: str
     job: str
-    milli_gpu: int
-    rate: int
     since_ns: int
+    parts: dict[str, Part] = field(default_factory=dict)
     until_ns: int | None = None
-    past_gpu_ns: int = 0
-    past_rate_ns: int = 0
 
-    def gpu_ns(self, now_ns: int) -> int:
-        """milli-GPU x ns up to now or the release."""
-        return self.past_gpu_ns + self.milli_gpu * self._ns(now_ns)
+    def holds(self, tasks: list[dict[str, Any]]) -> None:
+        """These, as their event tells them."""
+        for task in tasks:
+            part = self.parts.setdefault(task["gpu_model"], Part())
+            part.milli_gpu += task["milli_gpu"]
+            part.rate += task["milli_gpu"] * task["price"]
 
-    def micro_dollars(self, now_ns: int) -> int:
-        return (self.past_rate_ns + self.rate * self._ns(now_ns)) // (1000 * HOUR_NS)
-
-    def resized(self, now_ns: int, milli_gpu: int, rate: int) -> None:
+    def resized(self, now_ns: int, tasks: list[dict[str, Any]]) -> None:
         """It holds other tasks from now on."""
-        self.past_gpu_ns, self.past_rate_ns = (
-            self.gpu_ns(now_ns),
-            self.past_rate_ns + self.rate * self._ns(now_ns),
-        )
-        self.milli_gpu, self.rate, self.since_ns = milli_gpu, rate, now_ns
+        spent = self._ns(now_ns)
+        for part in self.parts.values():
+            part.past_gpu_ns += part.milli_gpu * spent
+            part.past_rate_ns += part.rate * spent
+            part.milli_gpu = part.rate = 0
+        self.since_ns = now_ns
+        self.holds(tasks)
+
+    def amounts(self, now_ns: int) -> dict[str, tuple[int, int]]:
+        """By GPU model: milli-GPU x ns and micro-dollars up to now or the release. A lease is rounded down as a whole:
+        what that leaves goes to its first model."""
+        spent, whole, found = self._ns(now_ns), 0, dict[str, tuple[int, int]]()
+        for model, part in self.parts.items():
+            rate_ns = part.past_rate_ns + part.rate * spent
+            whole += rate_ns
+            found[model] = (part.past_gpu_ns + part.milli_gpu * spent, rate_ns // _MICRO)
+        left = whole // _MICRO - sum(money for _, money in found.values())
+        for model in list(found)[:1]:
+            found[model] = (found[model][0], found[model][1] + left)
+        return found
 
     def _ns(self, now_ns: int) -> int:
         """How long it has been as it is."""
@@ -79,37 +103,35 @@ class Fold:
         if row.kind == "lease.released":
             self.bills[row.lease_id].until_ns = row.control_ns
             return
-        rate = sum(task["milli_gpu"] * task["price"] for task in row.payload["tasks"])
         if row.kind == "lease.resized":
-            self.bills[row.lease_id].resized(row.control_ns, row.payload["milli_gpu"], rate)
+            self.bills[row.lease_id].resized(row.control_ns, row.payload["tasks"])
             return
-        self.bills[row.lease_id] = Bill(
-            lease=row.lease_id,
-            team=row.team,
-            job=row.job_id,
-            milli_gpu=row.payload["milli_gpu"],
-            rate=rate,
-            since_ns=row.control_ns,
-        )
+        bill = Bill(lease=row.lease_id, team=row.team, job=row.job_id, since_ns=row.control_ns)
+        bill.holds(row.payload["tasks"])
+        self.bills[row.lease_id] = bill
 
     def report(self, now_ns: int, teams: frozenset[str] | None = None) -> dict[str, Any]:
-        """Totals per team and job; None for every team. `gpu_seconds` is for people, the rest exact."""
+        """Totals per team, job and GPU model; None for every team. `gpu_seconds` is for people, the rest exact."""
         by_team: dict[str, list[int]] = {}
         by_job: dict[str, list[int]] = {}
+        by_model: dict[str, list[int]] = {}
         team_of: dict[str, str] = {}
         for bill in self.bills.values():
             if teams is not None and bill.team not in teams:
                 continue
-            amounts = (bill.gpu_ns(now_ns), bill.micro_dollars(now_ns))
             team_of[bill.job] = bill.team
-            for totals, key in ((by_team, bill.team), (by_job, bill.job)):
-                entry = totals.setdefault(key, [0, 0])
-                entry[0] += amounts[0]
-                entry[1] += amounts[1]
+            for model, (gpu_ns, money) in bill.amounts(now_ns).items():
+                for totals, key in ((by_team, bill.team), (by_job, bill.job), (by_model, model)):
+                    entry = totals.setdefault(key, [0, 0])
+                    entry[0] += gpu_ns
+                    entry[1] += money
         return {
             "currency": "USD",
             "teams": [{"team": team, **_row(entry)} for team, entry in sorted(by_team.items())],
             "jobs": [{"job": job, "team": team_of[job], **_row(entry)} for job, entry in by_job.items()],
+            "models": [
+                {"gpu_model": model, **_row(entry)} for model, entry in sorted(by_model.items()) if any(entry)
+            ],
             "total": _row([sum(e[i] for e in by_team.values()) for i in (0, 1)]),
         }
 
