@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moorage.kernels.gang import Pool, place_within, undo
-from moorage.kernels.jit import inner, outer
+from moorage.kernels.jit import inner, outer, small
 from moorage.kernels.moving import scattered
 from moorage.kernels.sharing import at_its_share, next_team
 from moorage.kernels.teams import Teams, charge, hold, in_quota, limits, narrower, room
@@ -36,7 +36,9 @@ NOBODY = -(2**62)
 # what the loop returns
 DONE, GROW, JUDGE, HELP, RESERVE = 0, 1, 2, 3, 4
 # state[...]: where the loop is
-PASS, AT, ROW, HELD, ADMITTED, TASKS, DEFERRED, ANSWERED, ANSWER, FIRST, OF, LEFT, STATE_SIZE = range(13)
+PASS, AT, ROW, HELD, ADMITTED, TASKS, DEFERRED, ANSWERED, ANSWER, FIRST, OF, LEFT, HELPED, STATE_SIZE = range(
+    14
+)
 # verdicts of `judge`
 UNKNOWN, POSSIBLE, NEVER = 0, 1, 2
 # what became of asking for a reservation
@@ -69,7 +71,7 @@ class Rows(NamedTuple):
     ends: I64
     """When it ends at the latest if it starts now; UNLIMITED where nobody knows."""
     kind: I64
-    """Rows of one kind are of one team and ask for the same; 0 for all where nothing is reserved."""
+    """Rows of one kind are of one team and ask for the same."""
 
 
 class Out(NamedTuple):
@@ -134,6 +136,10 @@ class Rooms(NamedTuple):
     allowed: I64
     within: I64
     left: I64
+    full: I64
+    """[K] by kind: the moment at which a row of it was found to lack room; -1 = never."""
+    why: I64
+    """[K] where that row stands among the deferred."""
 
 
 @inner
@@ -303,6 +309,42 @@ def _try_row(
     return WAITS
 
 
+@small
+def _moment(rows: Rows, row: int, teams: Teams, state: I64) -> int:
+    """A number that is another one once anything was placed, or taken from anybody; or for a row that must look out
+    for reservations."""
+    long = rows.ends[row] > state[FIRST] or (state[FIRST] < UNLIMITED and not teams.free[rows.team[row]])
+    return 2 * (state[ADMITTED] + state[HELPED]) + (1 if long else 0)
+
+
+@small
+def _as_before(
+    rows: Rows,
+    row: int,
+    teams: Teams,
+    bounds: tuple[int, int, int, bool],
+    promises: Promises,
+    rooms: Rooms,
+    state: I64,
+) -> int:
+    """NO_ROOM or DELAYS where the row waits for that as one of its kind did a moment ago, and there is nothing that it
+    could do and the other could not; -1 where it must be tried. In long queues nearly all rows are of this sort."""
+    team, kind = rows.team[row], rows.kind[row]
+    if team < 0 or state[HELD] >= 0 or (state[LEFT] > 0 and promises.promised[row] == UNASKED):
+        return -1
+    if teams.free[team] and rows.ends[row] > state[FIRST] and rows.ends[row] >= promises.refused[kind]:
+        return DELAYS
+    if rooms.full[kind] != _moment(rows, row, teams, state) or rows.ends[row] >= promises.refused[kind]:
+        return -1
+    if (rows.old[row] and state[FIRST] == UNLIMITED) or (bounds[3] and rows.alike[row] >= 0):
+        return -1
+    if bounds[2] != NOBODY:
+        ahead = rows.priority[row] > bounds[1] or rows.key[row] + bounds[0] < bounds[2]
+        if ahead or teams.counted[0] > 0:
+            return -1
+    return NO_ROOM
+
+
 @outer
 def admit(
     order: I64,
@@ -345,6 +387,17 @@ def admit(
             return GROW
         tried = WAITS
         state[ANSWERED] = 0
+        if first and not answered and state[ADMITTED] < max_admissions:
+            code = _as_before(rows, row, teams, bounds, promises, rooms, state)
+            if code >= 0:
+                out.figures[state[DEFERRED], 0] = state[OF]
+                if code == NO_ROOM:
+                    code = out.code[rooms.why[rows.kind[row]]]
+                    for f in range(4):
+                        out.figures[state[DEFERRED], f] = out.figures[rooms.why[rows.kind[row]], f]
+                _defer(out, state, row, code)
+                state[AT] += 1
+                continue
         if rows.team[row] < 0:
             _defer(out, state, row, TEAM_UNKNOWN)
         elif state[ADMITTED] >= max_admissions:
@@ -367,6 +420,7 @@ def admit(
             if tried in (MAY_BORROW, MAY_PUSH, MAY_OVERTAKE):
                 state[ROW] = row
                 state[ANSWER] = tried
+                state[HELPED] += 1
                 return HELP
             if tried >= 0:
                 _admit(teams, rows, row, tried, pool, out, state)
@@ -392,6 +446,9 @@ def admit(
                         return JUDGE
                     if judged[row] == POSSIBLE:
                         state[HELD] = row
+                if tried == WAITS and not answered:
+                    rooms.full[rows.kind[row]] = _moment(rows, row, teams, state)
+                    rooms.why[rows.kind[row]] = state[DEFERRED]
                 _defer(out, state, row, code)
         if not first:
             same = tried == WAITS and rows.team[row] >= 0 and not rows.old[row]

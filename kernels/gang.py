@@ -11,7 +11,7 @@ from moorage.kernels.placing import find, take
 from moorage.kernels.placing_scores import Classes, Nodes
 from moorage.kernels.pool import FIRST, PREFERRED, REQUIRED, Pool
 
-__all__ = ["Pool", "fits_within", "models_with", "place_within", "undo"]
+__all__ = ["Pool", "fits_within", "holds_up_to", "models_with", "place_within", "undo"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ def models_with(room: I64, milli: np.int64) -> np.int64:
 
 
 @inner
-def _holds(nodes: Nodes, classes: Classes, c: int, enough: int) -> int:
+def holds_up_to(nodes: Nodes, classes: Classes, c: int, enough: int) -> int:
     """An upper bound on how many tasks of class `c` fit together, counted until `enough`."""
     milli, cpu, mib = classes.milli[c], classes.cpu[c], classes.mib[c]
     total = np.int64(0)
@@ -88,7 +88,7 @@ def place_within(
         workers = (room[0] - head_milli) // worker_milli
     whole = head_milli + workers * worker_milli
     models = models_with(room, whole) if whole > 0 else np.int64(-1)
-    if least > _MANY and _holds(nodes, classes, worker, least) < least:
+    if least > _MANY and holds_up_to(nodes, classes, worker, least) < least:
         return -1
     # some model has room for a part of the gang only: then what is left of each counts
     counting = whole > 0 and models != models_with(room, 1)

@@ -116,6 +116,21 @@ def fresh_scores(nodes: Nodes, classes: Classes, scoring: Scoring) -> Scores:
 
 
 @outer
+def refill(nodes: Nodes, scores: Scores) -> None:
+    """Make a cache that was used for other nodes, as many and of the same models, a fresh one of these."""
+    free = np.int64(0)
+    for n in range(len(scores.state)):
+        _copy(nodes, scores.state, n)
+        scores.state[n, rules.ROW] = nodes.model[n]
+        scores.base[n, 1] = scores.changed[n] = 0
+        free += scores.state[n, rules.FREE]
+    for c in range(len(scores.seen)):
+        scores.seen[c, 0] = scores.seen[c, 1] = -1
+    scores.clock[0] = scores.clock[1] = scores.clock[3] = 0
+    scores.clock[2] = free
+
+
+@outer
 def _copy_all(nodes: Nodes, state: I64) -> None:
     for n in range(len(state)):
         _copy(nodes, state, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moorage.kernels import admission
+from moorage.kernels.kinds import number
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import UNLIMITED, WHOLE, IntArray, Policy
 from moorage.scheduling.queue import Queue
@@ -48,15 +49,6 @@ NEVER_REFUSED = UNLIMITED + 1
 """Later than every end."""
 
 
-def kinds(rows: admission.Rows) -> IntArray:
-    """[R] rows of one kind are of one team and ask for the same."""
-    kind = np.zeros(len(rows.team), np.int64)
-    for column in (rows.team, rows.head, rows.worker, rows.min_workers):
-        values, at = np.unique(column, return_inverse=True)
-        kind = np.unique(kind * len(values) + at, return_inverse=True)[1]
-    return kind.astype(np.int64)
-
-
 def promises_of(rows: int, kinds: int) -> admission.Promises:
     return admission.Promises(np.zeros(rows, np.int64), np.full(kinds, NEVER_REFUSED, np.int64))
 
@@ -74,8 +66,10 @@ def row_columns(ledger: Ledger, queue: Queue, at: IntArray, now_ns: int, policy:
     helped = milli > 0 if policy.move_for_all else single & (milli >= 2 * WHOLE)
     helped &= least >= policy.move_least
     limit = none if queue.limit_ns is None else queue.limit_ns
+    team = known[queue.team] if len(queue) else queue.team
+    same = np.stack((team, queue.head, queue.worker, queue.workers, queue.min_workers))
     return admission.Rows(
-        team=known[queue.team] if len(queue) else queue.team,
+        team=team,
         head=at[queue.head],
         worker=at[queue.worker],
         workers=queue.workers,
@@ -88,7 +82,7 @@ def row_columns(ledger: Ledger, queue: Queue, at: IntArray, now_ns: int, policy:
         alike=np.where(alike & helped, at[klass], -1),
         old=queue.submitted_ns <= now_ns - policy.hold_after_ns,
         ends=np.where(limit > 0, now_ns + limit, UNLIMITED),
-        kind=none,
+        kind=number(same)[0],
     )
 
 

@@ -22,7 +22,6 @@ from moorage.scheduling.constraints import ANYWHERE
 from moorage.scheduling.layout import (
     deadlines,
     first_pass,
-    kinds,
     out_columns,
     promises_of,
     row_columns,
@@ -116,9 +115,9 @@ class _Decision:
             reserving=None,
         )
         if running.ends_ns is not None and policy.reservations > 0:
-            made.rows = rows = rows._replace(kind=kinds(rows))
             made.reserving = Reservations(
                 pool=made.pool,
+                spare=kept.scratch(),
                 teams=made.teams,
                 running=made.running,
                 ends=running.ends_ns[made.pieces.job],
@@ -145,7 +144,8 @@ class _Decision:
         queue, policy = self.snapshot.pending, self.policy
         order, count = first_pass(queue, self.urgent), len(queue)
         reserving = self.reserving
-        promises = promises_of(count, 1) if reserving is None else reserving.columns
+        several = int(self.rows.kind.max(initial=0)) + 1
+        promises = promises_of(count, several) if reserving is None else reserving.columns
         judged = np.zeros(count, np.int64)
         account = self._barred(order)
         without, order, account = order[account >= 0], order[account < 0], account[account >= 0]
@@ -158,7 +158,9 @@ class _Decision:
             int(jobs.key[loose].max(initial=admission.NOBODY)),
             policy.moves > 0,
         )
-        rooms = admission.Rooms(*np.zeros((4, len(self.snapshot.ledger.models)), np.int64))
+        full, why = np.full((2, several), -1, np.int64)
+        own, allowed, within, left = np.zeros((4, len(self.snapshot.ledger.models)), np.int64)
+        rooms = admission.Rooms(own, allowed, within, left, full, why)
         state = np.zeros(admission.STATE_SIZE, np.int64)
         state[admission.HELD] = state[admission.OF] = -1
         state[admission.FIRST] = UNLIMITED

@@ -5,8 +5,9 @@ backfill, Lifka, JSSPP 1995; all: conservative backfill, Mu'alem and Feitelson, 
 time at which they fit, and nodes. A later job starts now if it ends before the first reservation begins, or if all
 reservations can still be kept at their times with it in place, on other nodes if need be. So within a plan no
 reservation gets later; and as the next plan looks at the same jobs in the same order, with ends that are no later, it
-finds each one a time that is no later, as long as nobody comes in front (also not one who was there, held back by its
-team's limit or quota alone) and nobody is pushed out.
+finds the first one a time that is no later, as long as nobody comes in front (also not one who was there, held back by
+its team's limit or quota alone) and nobody is pushed out. So it does the others, unless a job ended before its time:
+then somebody in front may start sooner, and be in the way of a promise behind it (Graham's anomalies).
 """
 
 from __future__ import annotations
@@ -15,33 +16,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moorage.kernels import admission
-from moorage.kernels.backfill import Events, Tasks, copied, count_fits, in_order, joined, least_free
+from moorage.kernels import admission, future
 from moorage.kernels.gang import Pool, place_within
-from moorage.kernels.placing import fresh_scores, take
-from moorage.kernels.placing_scores import Nodes
+from moorage.kernels.placing import take
 from moorage.kernels.preemption import Running
 from moorage.kernels.teams import Teams, room
 from moorage.scheduling.layout import NEVER_REFUSED
 from moorage.scheduling.model import UNLIMITED, IntArray, Policy, Reservation
-
-
-@dataclass(frozen=True, slots=True)
-class _Promise:
-    row: int
-    start: int
-    end: int
-    node: IntArray
-    mask: IntArray
-    klass: IntArray
-
-    def tasks(self) -> list[Tasks]:
-        """Taken when it starts, given back when it ends."""
-        count = len(self.node)
-        begin = Tasks(np.full(count, self.start), np.full(count, -1), self.node, self.mask, self.klass)
-        end = Tasks(np.full(count, self.end), np.ones(count, np.int64), self.node, self.mask, self.klass)
-        return [begin, end] if self.end < UNLIMITED else [begin]
-
 
 Columns = tuple[IntArray, IntArray, IntArray]
 """(node, mask, MiB) of tasks being placed: views into the plan under construction."""
@@ -52,6 +33,7 @@ class Reservations:
     """Of one decision. `pool`, `teams` and `running` are its working copies; `state` is the admission loop's."""
 
     pool: Pool
+    spare: future.Spare
     teams: Teams
     running: Running
     ends: IntArray
@@ -62,23 +44,28 @@ class Reservations:
     columns: admission.Promises
     stale: bool = False
     """Somebody was pushed out or moved since: the future is another one."""
-    _made: list[_Promise] = field(default_factory=list)
+    _made: future.Promises = field(default_factory=lambda: future.promises_of(1, 0))
+    _known: future.Book = field(default_factory=lambda: future.book_of(0))
+    """What running jobs, and those this plan starts, give back."""
+    _seen: int = -1
+    """Tasks of this plan that are in it; -1 = nothing is."""
+    _book: future.Book = field(default_factory=lambda: future.book_of(0))
+    """With what promises take and give; of use while `_current`."""
+    _current: bool = False
 
     def reserve(self, row: int, out: admission.Out, state: IntArray) -> None:
         """Reserve for a row that lacks room, or note that no known end makes any."""
-        self._again(out, state)
-        found = self._earliest(row, self._events(out, state), self._made)
-        if found is None:
+        self._refresh(out, state)
+        if not self._promise(row):
             self.columns.promised[self.rows.kind == self.rows.kind[row]] = admission.NO_PROMISE
             return
-        self._made.append(found)
         self.columns.promised[row] = admission.PROMISED
         state[admission.LEFT] -= 1
         self._tell(state)
 
     def overtake(self, row: int, first: bool, out: admission.Out, state: IntArray) -> int:
         """Place a row that fits now, but may take what is reserved; WAITS_DELAYS where it would."""
-        self._again(out, state)
+        self._refresh(out, state)
         rows, at = self.rows, int(state[admission.TASKS])
         columns = out.task_node[at:], out.task_mask[at:], out.task_mem[at:]
         head, worker, least = int(rows.head[row]), int(rows.worker[row]), int(rows.min_workers[row])
@@ -89,7 +76,7 @@ class Reservations:
                 placed = place_within(
                     self.pool, head, worker, workers, least, within, within.copy(), *columns
                 )
-                if placed >= 0 and self._kept(row, placed, columns, out, state):
+                if placed >= 0 and self._kept(row, placed, columns):
                     return int(placed)
                 self._take(row, placed, columns, 1)
             placed = self._beside(row, within, columns)
@@ -101,97 +88,104 @@ class Reservations:
 
     def result(self, out: admission.Out, state: IntArray) -> tuple[Reservation, ...]:
         """For the plan, in order."""
-        self._again(out, state)
+        if self.stale:
+            self._refresh(out, state)
+        made = self._made
+        first, node = made.first.tolist(), made.node.tolist()
         return tuple(
-            Reservation(row=p.row, start_ns=p.start, nodes=tuple(p.node.tolist())) for p in self._made
+            Reservation(
+                row=int(made.row[p]), start_ns=int(made.start[p]), nodes=tuple(node[first[p] : first[p + 1]])
+            )
+            for p in range(int(made.size[0]))
         )
 
     def _tell(self, state: IntArray) -> None:
-        soonest = min(self._made, key=lambda promise: promise.start, default=None)
-        state[admission.FIRST] = UNLIMITED if soonest is None else soonest.start
-        state[admission.OF] = -1 if soonest is None else soonest.row
+        made = self._made
+        starts = made.start[: made.size[0]]
+        at = int(starts.argmin()) if len(starts) else -1
+        state[admission.FIRST] = UNLIMITED if at < 0 else starts[at]
+        state[admission.OF] = -1 if at < 0 else made.row[at]
 
-    def _again(self, out: admission.Out, state: IntArray) -> None:
-        """After somebody was pushed out or moved, make all reservations anew, in their order."""
+    def _refresh(self, out: admission.Out, state: IntArray) -> None:
+        """Know what the plan has started since; after somebody was pushed out or moved, make all reservations anew."""
+        if self._seen < 0 or self.stale:
+            self._begin()
+        count = int(state[admission.TASKS])
+        if count > self._seen:
+            tasks = slice(self._seen, count)
+            ends = self.rows.ends[out.admitted[out.task_admission[tasks]]]
+            self._known = _with_room(self._known, count - self._seen)
+            future.enter(self._known, ends, out.task_node[tasks], out.task_mask[tasks], out.task_class[tasks])
+            self._seen, self._current = count, False
         if not self.stale:
             return
         self.stale = False
         self.columns.refused[:] = NEVER_REFUSED
-        old, self._made = self._made, []
-        events = self._events(out, state)
-        for promise in old:
-            found = self._earliest(promise.row, events, self._made)
-            if found is None:
-                self.columns.promised[promise.row] = admission.NO_PROMISE
-            else:
-                self._made.append(found)
+        made = self._made
+        rows = made.row[: made.size[0]].tolist()
+        made.size[0] = 0
+        for row in rows:
+            if not self._promise(row):
+                self.columns.promised[row] = admission.NO_PROMISE
         self._tell(state)
 
-    def _events(self, out: admission.Out, state: IntArray) -> Tasks:
-        """What the jobs that run, and those this plan starts, give back."""
-        running, rows = self.running, self.rows
-        ends = np.maximum(np.repeat(self.ends, np.diff(running.first)), self.now)
-        there = ~np.repeat(running.taken, np.diff(running.first)) & (ends < UNLIMITED)
-        held = Tasks(ends, np.ones(len(ends), np.int64), running.node, running.mask, running.klass)
-        tasks = slice(0, int(state[admission.TASKS]))
-        ends = rows.ends[out.admitted[out.task_admission[tasks]]]
-        node, mask, klass = out.task_node[tasks], out.task_mask[tasks], out.task_class[tasks]
-        known = ends < UNLIMITED
-        begun = Tasks(ends, np.ones(len(ends), np.int64), node, mask, klass)
-        return joined([Tasks(*(c[there] for c in held)), Tasks(*(c[known] for c in begun))])
+    def _begin(self) -> None:
+        """What the jobs that run give back."""
+        running = self.running
+        of = np.repeat(np.arange(len(self.ends)), np.diff(running.first))
+        ends = np.maximum(self.ends[of], self.now)
+        there = np.flatnonzero(~running.taken[of] & (ends < UNLIMITED))
+        there = there[np.argsort(ends[there], kind="stable")]
+        known = future.book_of(2 * len(there) + 64)
+        count = len(there)
+        known.at[:count], known.sign[:count], known.size[0] = ends[there], 1, count
+        known.node[:count], known.mask[:count] = running.node[there], running.mask[there]
+        known.klass[:count] = running.klass[there]
+        self._known, self._seen, self._current = known, 0, False
 
-    def _ordered(self, tasks: Tasks, made: list[_Promise]) -> Events:
-        parts = [tasks, *(part for promise in made for part in promise.tasks())]
-        return in_order(joined(parts), self.pool.nodes, self.pool.classes)
-
-    def _earliest(self, row: int, tasks: Tasks, made: list[_Promise]) -> _Promise | None:
-        """The earliest time at which a row fits beside those in `made`, and where."""
-        events, run = self._ordered(tasks, made), int(self.rows.ends[row]) - self.now
-        times = np.unique(events.at[events.sign > 0])
-        times = times[times - self.now <= self.policy.window_ns]
-        at = 0 if made else self._first_enough(row, events, times, run)
-        for time in times[at:].tolist():
-            found = self._at(row, events, time, min(time + run, UNLIMITED))
-            if found is not None:
-                return found
-        return None
-
-    def _first_enough(self, row: int, events: Events, times: IntArray, run: int) -> int:
-        """The first time at which there is enough in sum. Without reservations room only grows: it is bisected."""
-        low, high = 0, len(times)
-        while low < high:
-            middle = (low + high) // 2
-            at = int(times[middle])
-            if self._enough(row, least_free(events, self.pool.nodes, at, at + 1)):
-                high = middle
-            else:
-                low = middle + 1
-        return low
-
-    def _enough(self, row: int, nodes: Nodes) -> bool:
-        rows, classes = self.rows, self.pool.classes
+    def _promise(self, row: int) -> bool:
+        """The earliest time at which a row fits beside all that is promised, and where."""
+        rows, workers = self.rows, self._fewest(row)
         head, worker = int(rows.head[row]), int(rows.worker[row])
-        if head >= 0 and not count_fits(nodes, classes, head):
-            return False
-        return worker < 0 or count_fits(nodes, classes, worker) >= self._fewest(row)
+        size = (head >= 0) + (workers if worker >= 0 else 0)
+        made = self._made = _with_room_for(self._made, size)
+        book, p = self._taken(2 * size), int(made.size[0])
+        made.row[p], made.head[p], made.worker[p], made.workers[p] = row, head, worker, workers
+        made.first[p + 1] = made.first[p] + size
+        run, state = int(rows.ends[row]) - self.now, np.zeros(3, np.int64)
+        span = self.now, run, self.policy.window_ns
+        while (
+            at := future.next_time(self.pool, self.spare, book, (head, worker, workers), span, state)
+        ) >= 0:
+            if self._place(made, p):
+                made.start[p], made.end[p] = at, min(at + run, UNLIMITED)
+                made.size[0] = p + 1
+                future.enter_promise(book, made, p)
+                return True
+        return False
 
-    def _at(self, row: int, events: Events, start: int, end: int) -> _Promise | None:
-        """Its least gang on what is free all through [start, end); None when it does not fit."""
-        nodes = least_free(events, self.pool.nodes, start, end)
-        if not self._enough(row, nodes):
-            return None
-        rows, team = self.rows, int(self.rows.team[row])
-        scores = fresh_scores(nodes, self.pool.classes, self.pool.scoring)
-        within, left = np.full((2, self.teams.own.shape[1]), UNLIMITED, np.int64)
+    def _place(self, made: future.Promises, p: int) -> bool:
+        """Place the least gang of a promise in the spare pool."""
+        team, models = int(self.rows.team[made.row[p]]), self.teams.own.shape[1]
+        within, left = np.full((2, models), UNLIMITED, np.int64)
         if not self.teams.free[team]:
             room(self.teams, team, within)
-        head, worker, least = int(rows.head[row]), int(rows.worker[row]), int(rows.min_workers[row])
-        workers = self._fewest(row)
-        klass = self._classes(row, workers)
-        node, mask, mem = np.zeros((3, len(klass)), np.int64)
-        pool = self.pool._replace(nodes=nodes, scores=scores)
-        placed = place_within(pool, head, worker, workers, least, within, left, node, mask, mem)
-        return None if placed < 0 else _Promise(row, start, end, node, mask, klass)
+        begin, workers = int(made.first[p]), int(made.workers[p])
+        columns = made.node[begin:], made.mask[begin:], np.empty(workers + 1, np.int64)
+        head, worker = int(made.head[p]), int(made.worker[p])
+        pool = self.spare.pool
+        return int(place_within(pool, head, worker, workers, workers, within, left, *columns)) >= 0
+
+    def _taken(self, more: int) -> future.Book:
+        """What is given back, and what promises take; with room for some events more."""
+        made = self._made
+        if not self._current:
+            self._book = _with_room(self._known, 2 * int(made.first[made.size[0]]) + more, copy=True)
+            for p in range(int(made.size[0])):
+                future.enter_promise(self._book, made, p)
+            self._current = True
+        self._book = _with_room(self._book, more)
+        return self._book
 
     def _fewest(self, row: int) -> int:
         """Workers it starts with at least."""
@@ -212,11 +206,13 @@ class Reservations:
             return within
         used, total = teams.used.copy(), teams.total.copy()
         nodes, classes = self.pool.nodes, self.pool.classes
-        for promise in self._made:
-            of = int(self.rows.team[promise.row])
+        made = self._made
+        for p in range(int(made.size[0])):
+            of, tasks = int(self.rows.team[made.row[p]]), slice(int(made.first[p]), int(made.first[p + 1]))
+            milli = classes.milli[self._classes(int(made.row[p]), int(made.workers[p]))]
             charge = np.zeros(used.shape[1], np.int64)
-            np.add.at(charge, nodes.model[promise.node], classes.milli[promise.klass])
-            charge[0] = int(classes.milli[promise.klass].sum())
+            np.add.at(charge, nodes.model[made.node[tasks]], milli)
+            charge[0] = int(milli.sum())
             used[of] += charge
             while of >= 0:
                 total[of] += charge
@@ -233,37 +229,34 @@ class Reservations:
             within = np.minimum(within, np.where(teams.counted > 0, own, UNLIMITED))
         return within
 
-    def _kept(self, row: int, placed: int, columns: Columns, out: admission.Out, state: IntArray) -> bool:
+    def _kept(self, row: int, placed: int, columns: Columns) -> bool:
         """Whether all reservations can be kept at their times with the row placed; they then may have other nodes."""
-        klass = self._classes(row, placed)
-        count, end = len(klass), int(self.rows.ends[row])
-        node, mask = columns[0][:count], columns[1][:count]
-        if not set(node.tolist()) & {n for promise in self._made for n in promise.node.tolist()}:
+        klass, made = self._classes(row, placed), self._made
+        count, tasks = len(klass), int(made.first[made.size[0]])
+        if not future.meets(made, columns[0], count):
             return True
-        tasks = self._events(out, state)
-        if end < UNLIMITED:
-            tasks = joined([tasks, Tasks(np.full(count, end), np.ones(count, np.int64), node, mask, klass)])
-        made: list[_Promise] = []
-        for promise in self._made:
-            found = self._at(promise.row, self._ordered(tasks, made), promise.start, promise.end)
-            if found is None:
+        book = _with_room(self._known, count + 2 * tasks, copy=True)
+        future.enter(book, np.full(count, self.rows.ends[row]), columns[0][:count], columns[1][:count], klass)
+        again = future.promises_of(len(made.row), len(made.node))
+        for name in ("row", "head", "worker", "workers", "start", "end", "first"):
+            getattr(again, name)[:] = getattr(made, name)
+        for p in range(int(made.size[0])):
+            gang = int(made.head[p]), int(made.worker[p]), int(made.workers[p])
+            start, end = int(made.start[p]), int(made.end[p])
+            if not future.at_time(self.pool, self.spare, book, gang, start, end) or not self._place(again, p):
                 return False
-            made.append(found)
-        self._made = made
+            again.size[0] = p + 1
+            future.enter_promise(book, again, p)
+        self._made, self._current = again, False
         return True
 
     def _beside(self, row: int, within: IntArray, columns: Columns) -> int:
         """Place a row on nodes that no reservation uses before it ends: that delays nobody. -1 = it does not fit."""
-        rows, pool, used = self.rows, self.pool, np.zeros(len(self.pool.nodes.model), np.bool_)
-        for promise in self._made:
-            if promise.start < rows.ends[row]:
-                used[promise.node] = True
-        nodes, classes = copied(pool.nodes), pool.classes._replace(allowed=pool.classes.allowed & ~used)
-        scores = fresh_scores(nodes, classes, pool.scoring)
-        apart = pool._replace(nodes=nodes, classes=classes, scores=scores)
-        head, worker, least = int(rows.head[row]), int(rows.worker[row]), int(rows.min_workers[row])
-        workers = int(rows.workers[row])
-        placed = int(place_within(apart, head, worker, workers, least, within, within.copy(), *columns))
+        rows, spare = self.rows, self.spare
+        head, worker, end = int(rows.head[row]), int(rows.worker[row]), int(rows.ends[row])
+        future.without(self.pool, spare, self._made, end, head, worker)
+        workers, least = int(rows.workers[row]), int(rows.min_workers[row])
+        placed = int(place_within(spare.pool, head, worker, workers, least, within, within.copy(), *columns))
         self._take(row, placed, columns, -1)
         return placed
 
@@ -273,3 +266,30 @@ class Reservations:
             return
         for t, c in enumerate(self._classes(row, placed).tolist()):
             take(self.pool.nodes, self.pool.classes, self.pool.scores, c, columns[0][t], columns[1][t], sign)
+
+
+def _with_room(book: future.Book, more: int, copy: bool = False) -> future.Book:
+    """The same book with room for `more` events; with `copy` another one."""
+    count = int(book.size[0])
+    if count + more <= len(book.at) and not copy:
+        return book
+    longer = future.book_of(max(count + more, 2 * count))
+    for old, new in zip(book, longer, strict=True):
+        new[: min(count, len(new))] = old[: min(count, len(new))]
+    longer.size[0] = count
+    return longer
+
+
+def _with_room_for(made: future.Promises, tasks: int) -> future.Promises:
+    """The same promises with room for one more, of so many tasks."""
+    count = int(made.size[0])
+    held = int(made.first[count])
+    if count < len(made.row) and held + tasks <= len(made.node):
+        return made
+    longer = future.promises_of(2 * count + 1, 2 * held + tasks)
+    for name, old, new in zip(made._fields, made, longer, strict=True):
+        size = held if name in ("node", "mask") else count + (name == "first")
+        if name != "size":
+            new[:size] = old[:size]
+    longer.size[0] = count
+    return longer

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moorage.kernels.future import Spare, spare_of
 from moorage.kernels.keeping import catch_up
 from moorage.kernels.placing import fresh_scores
 from moorage.kernels.placing_scores import RANDOM, Classes, Scoring
@@ -64,6 +65,8 @@ class Kept:
     """The cache's clock when the decision began: what changed since is that decision's doing."""
     nobody: Pool | None = None
     """The pool as if no lease were held."""
+    spare: tuple[Pool, Spare] | None = None
+    """Scratch for reservations, and the pool it was made for."""
 
     @classmethod
     def of(cls, snapshot: Snapshot, policy: Policy) -> Kept:
@@ -121,6 +124,12 @@ class Kept:
             scores = fresh_scores(nodes, pool.classes, pool.scoring)
             self.nobody = pool._replace(nodes=nodes, scores=scores)
         return self.nobody
+
+    def scratch(self) -> Spare:
+        """Copies of the pool, to be made what it will be."""
+        if self.spare is None or self.spare[0] is not self.pool:
+            self.spare = self.pool, spare_of(self.pool)
+        return self.spare[1]
 
     def _add(self, ledger: Ledger, new: tuple[TaskClass, ...]) -> None:
         new += tuple(replace(c, strict=True) for c in new if last_resort(ledger, c))

@@ -291,6 +291,17 @@ def test_what_its_team_may_hold_is_kept_for_a_promise() -> None:
     assert [reason.code for reason in made.reasons] == [R.RESERVED, R.DELAYS, R.DELAYS]
 
 
+def test_who_starts_sooner_than_promised_may_delay_a_promise_behind_it() -> None:
+    """Two nodes are busy for 2 and 3 hours: a is promised both at 3, b the first one at 2. Two hours later both are
+    free, one of them early: a starts, and b waits until it ends."""
+    jobs = (job("a", 2, 4, 2), job("b", 1, 4, 1))
+    busy = Case(name="", held=(*FULL_NODE, (1, 0, 4, 3)), jobs=jobs, reservations=99)
+    assert [(r.start_ns - NOW) / HOUR for r in decide(busy)[0].reserved] == [3, 2]
+    then, snapshot = decide(Case(name="", jobs=jobs, reservations=99))
+    assert [snapshot.pending.names[row] for row in then.admitted] == ["a"]
+    assert [(snapshot.pending.names[r.row], (r.start_ns - NOW) / HOUR) for r in then.reserved] == [("b", 2)]
+
+
 def test_without_known_ends_the_plan_is_the_old_one() -> None:
     case = next(case for case in CASES if "who ends after it may not" in case.name)
     ledger, _ = pool(case)

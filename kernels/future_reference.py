@@ -1,4 +1,4 @@
-"""What will be free, and when: the pool's future by the known ends of jobs, as arrays.
+"""What `future` must answer, in array arithmetic rather than by walking: every time is tried on its own.
 
 An event gives back (a job ends) or takes (a reservation begins) one task's share of one node. Events are kept in order
 of time, at equal times what is given back first. `least_free` answers how much is free all through a span of time:
@@ -12,11 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moorage.kernels.gang import place_within
+from moorage.kernels.placing import fresh_scores
 from moorage.kernels.placing_scores import Classes, Nodes
+from moorage.kernels.pool import Pool
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
+UNLIMITED = 2**62
 WHOLE = 1000
 _FREE = ("milli_free", "mem_free", "cpu_free", "mib_free")
 """The columns of `Nodes` that change."""
@@ -123,3 +127,36 @@ def count_fits(nodes: Nodes, classes: Classes, c: int) -> int:
         each = (nodes.milli_free // min(milli, WHOLE)).sum(axis=1) // max(1, milli // WHOLE)
         np.minimum(fit, each, out=fit)
     return int(np.maximum(fit, 0)[classes.allowed[c]].sum())
+
+
+Placed = list[tuple[int, int]]
+
+
+def earliest(
+    pool: Pool, tasks: Tasks, gang: tuple[int, int, int], now: int, run: int, window: int
+) -> tuple[int, Placed] | None:
+    """The earliest time at which a gang (head, worker, workers) fits for `run` ns, and (node, mask) by task."""
+    events = in_order(tasks, pool.nodes, pool.classes)
+    for time in np.unique(events.at[events.sign > 0]).tolist():
+        if time - now <= window:
+            placed = place_at(pool, events, gang, time, min(time + run, UNLIMITED))
+            if placed is not None:
+                return time, placed
+    return None
+
+
+def place_at(pool: Pool, events: Events, gang: tuple[int, int, int], start: int, end: int) -> Placed | None:
+    """Where a gang fits all through [start, end)."""
+    head, worker, workers = gang
+    nodes = least_free(events, pool.nodes, start, end)
+    if head >= 0 and not count_fits(nodes, pool.classes, head):
+        return None
+    if worker >= 0 and count_fits(nodes, pool.classes, worker) < workers:
+        return None
+    room, left = np.full((2, 8), UNLIMITED, np.int64)
+    size = (head >= 0) + workers
+    node, mask, mem = np.zeros((3, size + 1), np.int64)
+    then = pool._replace(nodes=nodes, scores=fresh_scores(nodes, pool.classes, pool.scoring))
+    if place_within(then, head, worker, workers, workers, room, left, node, mask, mem) < 0:
+        return None
+    return list(zip(node.tolist(), mask.tolist(), strict=True))[:size]
