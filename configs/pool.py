@@ -93,6 +93,8 @@ class PoolSettings(BaseModel):
     """Waiting jobs per team; above it submissions are refused."""
     packing: Literal["potential", "best-fit"] = "potential"
     """How tasks are packed onto nodes; "potential" takes over from best fit once the pool knows its mix of tasks."""
+    backfill: Literal["easy", "conservative", "none"] = "easy"
+    """Whom a job that starts out of turn may not delay: the first in line, all of the first hundred, or nobody."""
     nodes: Annotated[tuple[NodeRule, ...], BeforeValidator(_rules)] = ()
     """Labels, taints, region, spot and power of nodes by name, beside what Ray's labels say."""
     usage_half_life_h: int = Field(default=0, ge=0, le=87_600)

@@ -224,6 +224,10 @@ def job_request(row: Row[Any]) -> JobRequest:
     return request_of(row.id, row.team, JobAsk.model_validate(row.ask), row.created_control_ns)
 
 
+_RESERVATIONS = {"none": 0, "easy": 1, "conservative": 100}
+"""How many in line get one: each costs about as much as a decision without any, so conservative has an end too."""
+
+
 def policy_of(settings: PoolSettings) -> Policy:
     """What the pool's file says of decisions."""
     return Policy(
@@ -232,6 +236,7 @@ def policy_of(settings: PoolSettings) -> Policy:
         least_run_ns=settings.preemption.least_run_s * 10**9,
         reclaim_waits=settings.preemption.reclaim_waits,
         half_life_ns=settings.usage_half_life_h * HOUR_NS,
+        reservations=_RESERVATIONS[settings.backfill],
     )
 
 

@@ -11,6 +11,7 @@ from control_world import world
 from small_jobs import Job, hours, workload
 
 from moorage.configs.job import parse_job
+from moorage.configs.pool import parse_pool
 from moorage.errors import InvalidRequest
 from moorage.runtime.control.simbackend import SimNode
 from moorage.scheduling.ledger import Ledger, NodeUp, TeamSet, step
@@ -158,3 +159,32 @@ def test_a_live_pool_reserves_by_max_runtime(tmp_path: Path) -> None:
         assert w.states("big", "long", "short") == ["PENDING", "PENDING", "RUNNING"]
         w.run(700)
         assert w.states("big", "long") == ["SUCCEEDED", "SUCCEEDED"]
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"), [("backfill: none", 2), ("{}", 1), ("backfill: conservative", 0)]
+)
+def test_a_pool_says_whom_a_job_out_of_turn_may_not_delay(tmp_path: Path, text: str, starts: int) -> None:
+    """Two nodes of four, three devices of each busy: of one for 10 minutes, of the other for 20. Two jobs want a node
+    for themselves, the first one for two hours; two that run for long want a device. On the node that is free first
+    such a one delays the first in line, on the other the second."""
+    with world(tmp_path, teams="teams: {a: {}}", settings=parse_pool(text)) as w:
+        w.submit("a", job="ten", gpus=3, seconds="590", max_runtime="10m")
+        w.submit("a", job="twenty", gpus=3, seconds="1190", max_runtime="20m")
+        w.run(2)
+        w.submit("a", job="first", gpus=4, seconds="7000", max_runtime="2h")
+        w.submit("a", job="second", gpus=4, seconds="60", max_runtime="1h")
+        long = [w.submit("a", job=f"long-{i}", gpus=1, seconds="9000", max_runtime="3h") for i in range(2)]
+        w.run(2)
+        assert w.states(*long).count("RUNNING") == starts
+        codes = [reason["code"] for reason in (w.job(name).reason for name in ("first", "second")) if reason]
+        assert codes.count("reserved") == {2: 0, 1: 1, 0: 2}[starts]
+        w.run(1300, step=10)
+        assert (
+            w.states("first", "second").count("RUNNING") + w.states("second").count("SUCCEEDED") == 2 - starts
+        )
+
+
+def test_what_backfill_is_not_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="backfill"):
+        parse_pool("backfill: eager")
