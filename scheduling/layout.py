@@ -86,6 +86,16 @@ def row_columns(ledger: Ledger, queue: Queue, at: IntArray, now_ns: int, policy:
     )
 
 
+def small_at_first(rows: admission.Rows, queue: Queue, free_milli: int) -> admission.Rows:
+    """Every gang at its least size, if all of them at full size ask for more milli-GPU than are free."""
+    milli = np.append(queue.milli(), 0)
+    wanted = int((milli[queue.head] + queue.workers * milli[queue.worker]).sum())
+    if wanted <= free_milli:
+        return rows
+    least = np.maximum(rows.min_workers, np.where(rows.head < 0, 1, 0))
+    return rows._replace(workers=np.minimum(rows.workers, least))
+
+
 def _column(ledger: Ledger, models: tuple[str, ...]) -> int:
     """The column of the one model asked for; 0 when any or several, or one that nobody has."""
     return ledger.models.index(models[0]) if len(models) == 1 and models[0] in ledger.models else 0

@@ -220,6 +220,9 @@ class Policy:
     settle_ns: int = 600 * 10**9
     """A gang that took more workers a shorter time ago gives none up, but for a reclaim as above; one that started,
     took some or gave some up a shorter time ago takes none."""
+    start_small: bool = False
+    """While more is asked for than is free, who starts begins at its least size: workers beyond it do less for their
+    gang than the first of another one. What is left over goes to those who run, once they have settled."""
     max_admissions: int = 2**31
     reservations: int = 1
     """How many waiting jobs that lack only room get a time and nodes at which they start, by the known ends of running

@@ -25,6 +25,7 @@ from moorage.scheduling.layout import (
     out_columns,
     promises_of,
     row_columns,
+    small_at_first,
     with_room,
 )
 from moorage.scheduling.ledger import Ledger
@@ -98,6 +99,8 @@ class _Decision:
         kept = workspace.open(snapshot, policy)
         waiting, held = kept.rows(ledger, queue.classes), kept.rows(ledger, running.classes)
         rows = row_columns(ledger, queue, waiting, now_ns, policy)
+        if policy.start_small:
+            rows = small_at_first(rows, queue, int(kept.pool.nodes.milli_free.sum()))
         late, urgent = deadlines(queue, now_ns, policy.urgent_ns)
         teams = _teams(snapshot, policy, rows)
         made = cls(

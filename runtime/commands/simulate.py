@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from moorage.errors import InvalidRequest
 from moorage.runtime.commands import shared
 from moorage.runtime.commands.serving import serving
+
+if TYPE_CHECKING:
+    from moorage.scheduling.simulator.elastic import Elastic
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST_SEEDS = 1000
@@ -150,6 +153,7 @@ Examples:
   moorage simulate philly --jobs philly.csv --gpus 448 --nodes 56 --json
   moorage simulate philly --jobs philly.csv --gpus 448 --compare las,fifo,backfill --out report
   moorage simulate philly --jobs million.csv --gpus 100000 --every 60
+  moorage simulate philly --jobs philly.csv --elastic 0.5 --efficiency 60
 """
 )
 @click.option("--jobs", "jobs_file", type=click.Path(path_type=Path), metavar="CSV", help="The trace.")
@@ -163,12 +167,27 @@ Examples:
     help="Decide at most so often, as schedulers with a cycle do [default: whenever a job comes or ends; "
     "every 60 s beyond 250,000 jobs].",
 )
+@click.option(
+    "--elastic",
+    "least",
+    type=float,
+    metavar="SHARE",
+    help="Jobs of several GPUs may run with this share of their workers, and grow and shrink [default: they do not].",
+)
+@click.option(
+    "--efficiency",
+    type=click.IntRange(1, 100),
+    metavar="PERCENT",
+    help="With --elastic: what a worker above that share adds, of what one of the share does [default: 100].",
+)
 @common_options
 def philly(
     jobs_file: Path | None,
     gpus: int,
     count: int | None,
     every_s: float | None,
+    least: float | None,
+    efficiency: int | None,
     policies: bool,
     policy: str | None,
     compare: str | None,
@@ -185,11 +204,12 @@ def philly(
         list_policies(engine.POLICIES, as_json)
         return
     chosen = choose(policy, compare, engine.POLICIES)
+    elastic = parse_elastic(least, efficiency)
     nodes = reader.nodes(gpus, -(-gpus // 8) if count is None else count)
     prepare(out)
     trace = reader.read_jobs(given(jobs_file, "--jobs"), nodes[0].devices)
     with progress_bar() as progress:
-        report = runs.run(nodes, trace, policies=chosen, every_s=every_s, progress=progress)
+        report = runs.run(nodes, trace, policies=chosen, every_s=every_s, elastic=elastic, progress=progress)
     finish(report, out, form, as_json, show_philly)
 
 
@@ -199,6 +219,24 @@ def given(path: Path | None, option: str) -> Path:
             f"{option} is missing", todo=f"name the CSV file: {option} FILE", code="missing-option"
         )
     return path
+
+
+def parse_elastic(least: float | None, efficiency: int | None) -> tuple[int, Elastic] | None:
+    """(least size in percent, how fast gangs are); None where they are not elastic."""
+    from moorage.scheduling.simulator.elastic import Elastic
+
+    if least is None:
+        if efficiency is not None:
+            raise InvalidRequest("--efficiency goes with --elastic", code="bad-elastic")
+        return None
+    percent = round(100 * least) if 0 < least <= 1 else 0
+    if not percent:
+        raise InvalidRequest(
+            f"--elastic {least:g} is no share of a job's workers",
+            todo="say 0.01 to 1, as 0.5",
+            code="bad-elastic",
+        )
+    return percent, Elastic(efficiency_percent=efficiency or 100)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -343,6 +381,13 @@ def show_philly(found: dict[str, Any]) -> None:
         f"{found['jobs_file']}: {found['jobs']} jobs on {found['nodes']} nodes with {found['gpus']} GPUs"
     )
     numbers = ["mean JCT h", "95% h", "longest queued h", "makespan d", "preemptions", "GPU time lost %"]
+    elastic = found["elastic"]
+    if elastic:
+        numbers.insert(5, "resizes")
+        screen.print(
+            f"jobs of several GPUs run with {elastic['least_percent']}% of their workers or more; "
+            f"each beyond that adds {elastic['efficiency_percent']}% of one"
+        )
     sharing = "worst_over_partition" in found
     if sharing:
         numbers.append("worst team / own partition")
@@ -356,6 +401,7 @@ def show_philly(found: dict[str, Any]) -> None:
             number(one["max_queued_stint_hours"], 1),
             number(one["makespan_days"], 1),
             str(one["preemptions"]),
+            *([str(one["resizes"])] if elastic else []),
             number(one["lost_gpu_percent"], 2),
             *worst,
         )

@@ -64,6 +64,7 @@ def jobs_figures(workload: Workload, run: JobsResult) -> dict[str, Any]:
     figures["makespan_days"] = plain(run.finish_ns[ended].max() / DAY_NS) if ended.any() else None
     figures["unfinished"] = int((~ended).sum())
     figures["preemptions"] = int(run.preemptions.sum())
+    figures["resizes"] = int(run.resizes.sum())
     gpu_ns = workload.gpus() / 1000 * workload.duration_ns
     figures["lost_gpu_percent"] = plain(
         100 * float((workload.gpus() / 1000 * run.lost_ns).sum()) / max(float(gpu_ns.sum()), 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from moorage.runtime.history import figures
 from moorage.runtime.history.trace import Trace, left_out_counts, left_out_json
 from moorage.scheduling.model import WHOLE, DeviceRule, NodeSpec
 from moorage.scheduling.simulator import engine, replay
+from moorage.scheduling.simulator.elastic import Elastic, made_elastic
 from moorage.scheduling.simulator.model import NotSimulated, Workload
 from moorage.scheduling.simulator.partition import shares
 
@@ -105,11 +106,13 @@ def run(
     *,
     policies: Sequence[str],
     every_s: float | None = None,
+    elastic: tuple[int, Elastic] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Jobs that end: every policy meets the same submissions.
 
-    `every_s`: how often is decided at the most, 0 = at every event; None = that, but for very many jobs. Where a policy
+    `every_s`: how often is decided at the most, 0 = at every event; None = that, but for very many jobs. `elastic`: the
+    percentage of its workers at which a job of several GPUs may run, and how fast it then is. Where a policy
     knows shares, all are also held against the static partition, which then runs too.
     """
     trace = trace.that_fit(nodes)
@@ -121,6 +124,8 @@ def run(
     with _refusals():
         if sharing:
             trace = trace.that_fit_shares(nodes)
+        if elastic is not None:
+            trace = replace(trace, workload=made_elastic(trace.workload, elastic[0]))
         every = list(dict.fromkeys((*policies, engine.STATIC) if sharing else policies))
         for number, policy in enumerate(every):
             result = engine.simulate(
@@ -128,6 +133,7 @@ def run(
                 trace.workload,
                 policy=policy,
                 period_ns=round(every_s * 1e9),
+                elastic=None if elastic is None else elastic[1],
                 stopwatch=time.perf_counter,
                 progress=None if progress is None else _part(progress, policy, number, len(every)),
             )
@@ -146,6 +152,9 @@ def run(
         "gpus": sum(node.devices for node in nodes),
         "jobs": len(trace.workload),
         "decide_every_s": every_s,
+        "elastic": None
+        if elastic is None
+        else {"least_percent": elastic[0], "efficiency_percent": elastic[1].efficiency_percent},
     }
     return Report(_document(head, found, trace), times)
 

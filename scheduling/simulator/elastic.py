@@ -8,11 +8,11 @@ half of what one of the minimum does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moorage.scheduling.model import IntArray
+from moorage.scheduling.model import WHOLE, IntArray
 from moorage.scheduling.simulator.model import Workload
 
 SECOND = 10**9
@@ -29,12 +29,37 @@ class Elastic:
     """Run time at full size that each resize costs: workers stop and start from a checkpoint."""
     settle_ns: int = 600 * SECOND
     """`Policy.settle_ns`"""
+    start_small: bool = False
+    """`Policy.start_small`"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.efficiency_percent <= 100:
             raise ValueError(f"efficiency is 1 to 100 percent, not {self.efficiency_percent}")
         if self.resize_ns < 0 or self.settle_ns < 0:
             raise ValueError("times cannot be negative")
+
+
+def made_elastic(workload: Workload, least_percent: int) -> Workload:
+    """The same jobs, of which those of several GPUs may run with `least_percent` of their workers, rounded up.
+
+    One task of several whole GPUs becomes a gang of workers of one GPU, which need not be on one node any more: what
+    they did not say of themselves is supposed of them. Gangs keep their tasks. Raises ValueError.
+    """
+    if not 1 <= least_percent <= 100:
+        raise ValueError(f"the least size is 1 to 100 percent, not {least_percent}")
+    split = (workload.workers == 1) & (workload.milli_gpu > WHOLE)
+    each = np.where(split, workload.milli_gpu // WHOLE, 1)
+    workers = workload.workers * each
+    return replace(
+        workload,
+        workers=workers,
+        min_workers=np.minimum(
+            np.where(split, workers, workload.min_workers), -(-workers * least_percent // 100)
+        ),
+        milli_gpu=workload.milli_gpu // each,
+        milli_cpu=-(-workload.milli_cpu // each),
+        mib=-(-workload.mib // each),
+    )
 
 
 class Gangs:

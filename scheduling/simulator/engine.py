@@ -276,6 +276,7 @@ class _Run:
             least_run_ns=ranks.least_run_ns,
             reclaim_waits=True,
             settle_ns=self.gangs.how.settle_ns if self.gangs else 0,
+            start_small=self.gangs.how.start_small if self.gangs else False,
             reservations=self.discipline.reservations,
             window_ns=UNLIMITED,
         )

@@ -20,6 +20,7 @@ from moorage.runtime.history import pictures
 from moorage.runtime.history.runs import Report
 from moorage.scheduling.model import DeviceRule, NodeSpec
 from moorage.scheduling.simulator import engine, replay
+from moorage.scheduling.simulator.elastic import Elastic
 from moorage.scheduling.simulator.model import ArrivalsResult, JobsResult, NotSimulated, Workload
 from moorage.scheduling.simulator.openb import arrivals, curve
 
@@ -71,6 +72,7 @@ def run(
     *,
     policy: str,
     period_ns: int = 0,
+    elastic: Elastic | None = None,
     stopwatch: Callable[[], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> JobsResult:
@@ -86,6 +88,7 @@ def run(
         lost_ns=lost,
         elapsed_s=0.25,
         decisions=7,
+        resizes=workload.workers - workload.min_workers if elastic else np.zeros(0, np.int64),
     )
 
 
@@ -187,6 +190,18 @@ def test_philly_prints_the_figures_of_the_contract(files: Path) -> None:
     assert found["decisions"] == 7
 
 
+def test_philly_with_elastic_jobs_says_how_elastic_and_how_often_they_were_resized(files: Path) -> None:
+    """The job of 8 GPUs becomes 8 workers, of which 3 are enough; that of one stays as it is."""
+    call_ = ("philly", "--jobs", "philly.csv", "--gpus", "16", "--elastic", "0.3")
+    found = answer(*call_, "--efficiency", "60", "--compare", "slow")
+    assert found["elastic"] == {"least_percent": 30, "efficiency_percent": 60}
+    assert [one["resizes"] for one in found["policies"].values()] == [5]
+    assert "resizes" in call(*call_).output
+    plain = answer("philly", "--jobs", "philly.csv", "--gpus", "16")
+    assert plain["elastic"] is None and plain["resizes"] == 0
+    assert "resizes" not in call("philly", "--jobs", "philly.csv", "--gpus", "16").output
+
+
 def test_philly_takes_nodes_of_eight_and_leaves_out_what_never_fits(files: Path) -> None:
     (files / "philly.csv").write_text(PHILLY + "2017-10-09 00:00:00,1,64,0,c\n")
     found = answer("philly", "--jobs", "philly.csv", "--gpus", "32")
@@ -251,6 +266,10 @@ def test_seeds_that_are_none(text: str) -> None:
         (("philly", "--jobs", "none.csv"), "trace-not-found"),
         (("philly", "--jobs", "philly.csv", "--gpus", "9", "--nodes", "2"), "bad-pool"),
         (("philly", "--jobs", "philly.csv", "--gpus", "0"), "bad-pool"),
+        (("philly", "--jobs", "philly.csv", "--elastic", "0"), "bad-elastic"),
+        (("philly", "--jobs", "philly.csv", "--elastic", "1.1"), "bad-elastic"),
+        (("philly", "--jobs", "philly.csv", "--elastic", "nan"), "bad-elastic"),
+        (("philly", "--jobs", "philly.csv", "--efficiency", "50"), "bad-elastic"),
         (("philly", "--jobs", "philly.csv", "--gpus", "-8"), "bad-pool"),
     ],
 )

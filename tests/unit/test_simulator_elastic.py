@@ -10,7 +10,7 @@ from small_jobs import HOUR, Job, hours, workload
 
 from moorage.scheduling.model import NodeSpec, TeamSpec
 from moorage.scheduling.simulator import engine
-from moorage.scheduling.simulator.elastic import Elastic
+from moorage.scheduling.simulator.elastic import Elastic, made_elastic
 from moorage.scheduling.simulator.model import JobsResult, NotSimulated, Workload
 
 NODE = NodeSpec(name="n0", gpu_model="A", devices=4)
@@ -110,6 +110,31 @@ def test_gpu_time_is_kept_whatever_happens(policy: str) -> None:
     asked = int((load.workers * (load.duration_ns + found.lost_ns)).sum())
     assert asked <= at_most + 4 * len(jobs), "no GPU works twice"
     assert (found.finish_ns - found.start_ns >= load.duration_ns).all(), "never faster than at full size"
+
+
+def test_while_more_is_asked_for_than_is_free_gangs_start_small() -> None:
+    """Of two gangs of four on four GPUs each starts with two workers; Where
+    workers above the least are worth half, all is done sooner for it."""
+    load = workload(*(Job(0, 3, 1, workers=4, least=2),) * 2)
+    half = Elastic(resize_ns=0, settle_ns=0, efficiency_percent=50, start_small=True)
+    small, large = run("backfill", load, half), run("backfill", load, replace(half, start_small=False))
+    assert hours(small.start_ns) == [0, 0] and hours(small.finish_ns) == [4.5, 4.5]
+    assert hours(large.start_ns) == [0, 3] and hours(large.finish_ns) == [3, 6]
+    alone = run("backfill", workload(Job(0, 3, 1, workers=4, least=2)), half)
+    assert hours(alone.finish_ns) == [3], "with room for all of it it starts large"
+
+
+def test_jobs_of_several_gpus_become_gangs_of_workers() -> None:
+    """One task of 8 GPUs: workers of one. A gang of two nodes: of those. One GPU stays one."""
+    load = workload(Job(0, 1, 8), Job(0, 1, 1), Job(0, 1, 4, workers=3))
+    load = replace(load, milli_cpu=np.array([9000, 700, 100], np.int64))
+    made = made_elastic(load, 30)
+    assert made.workers.tolist() == [8, 1, 3] and made.min_workers.tolist() == [3, 1, 1]
+    assert made.milli_gpu.tolist() == [1000, 1000, 4000] and made.milli_cpu.tolist() == [1125, 700, 100]
+    assert (made.gpus() == load.gpus()).all()
+    assert (made_elastic(load, 100).min_workers == made.workers).all()
+    with pytest.raises(ValueError, match="1 to 100"):
+        made_elastic(load, 0)
 
 
 def test_what_cannot_be_is_refused() -> None:
