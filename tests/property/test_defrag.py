@@ -275,6 +275,16 @@ def test_no_move_beyond_the_budget(budget: Budget) -> None:
     assert defragment(snapshot(*split()), budget) == ()
 
 
+def test_all_moves_together_are_within_the_budget() -> None:
+    ledger, held = pool("A", "A", "A", "A"), {}
+    for n in range(4):
+        held[f"j{n}"] = job(f"j{n}", 500)
+        grant(ledger, held[f"j{n}"], (f"n{n}", (0,)))
+    shot = snapshot(ledger, held)
+    for milli, moves in ((1000, 2), (999, 1), (500, 1)):
+        assert len(defragment(shot, Budget(tasks=5, milli_gpu=milli))) == moves
+
+
 def test_who_may_not_move_stays() -> None:
     ledger, held = split()
     assert defragment(snapshot(ledger, held, movable=0), Budget(tasks=5)) == ()

@@ -49,7 +49,7 @@ def test_a_job_of_one_task_moves_before_a_gang_does() -> None:
     one = world(ALL, "r1", "r1", "r1")
     one.hold(job("gang", 500, 2), "n0/0 n1/0")
     one.hold(job("single", 1000), "n2/0")
-    assert one.went(one.plan(job("big", 2000)))[0].startswith("single.0 ")
+    assert one.went(one.plan(job("big", 2000, rule=RACK)))[0].startswith("single.0 ")
 
 
 def test_a_gang_that_must_be_in_one_rack_stays_in_it_or_goes_to_another_whole() -> None:
