@@ -11,6 +11,7 @@ from moorage.scheduling.model import JobRequest, Lease, NodeSpec, Plan, Policy, 
 from moorage.scheduling.planner import plan
 from moorage.scheduling.queue import Queue
 from moorage.scheduling.running import RunningJobs
+from moorage.scheduling.workspace import Workspace
 
 
 def warm_up() -> Plan:
@@ -24,11 +25,21 @@ def warm_up() -> Plan:
     snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of((held,)))
     tasks = next(tasks for _, tasks in decided.admissions(snapshot))
     step(ledger, LeaseGranted(Lease(lease="l", job="held", team="borrows", epoch=1, tasks=tasks)))
+    _reserve(ledger)
     running = RunningJobs.of(ledger, {"l": held})
     pending = Queue.of((_job("own", "lends"),))
     return plan(
         Snapshot(version=ledger.version, ledger=ledger, pending=pending, running=running), Policy(), 0
     )
+
+
+def _reserve(ledger: Ledger) -> None:
+    """A job that must wait for the end of who runs, twice over a kept workspace: as a pool's loop decides."""
+    workspace, ends = Workspace(), RunningJobs.holding(ledger, {"l": 10**9})
+    waits = Queue.of((_job("waits", "lends"), _job("behind", "lends")))
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=waits, running=ends)
+    for _ in range(2):
+        plan(snapshot, Policy(), 0, workspace)
 
 
 def _job(name: str, team: str) -> JobRequest:
