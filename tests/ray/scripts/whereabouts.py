@@ -1,5 +1,5 @@
-"""Start an actor for each worker of this job's lease, and write to argv[1], as JSON, where Ray itself says that they are,
-all at the same time, and where this driver is; then stay until stopped."""
+"""Start an actor for each worker of this job's lease, and write to argv[1], as JSON, where Ray itself says that they
+are, all at the same time, and where this driver is; then stay until stopped."""
 
 import json
 import os
