@@ -23,8 +23,12 @@ def _tidy() -> None:
     given = os.environ.get("PYTHONPATH", "")
     if given.endswith(os.pathsep):
         os.environ["PYTHONPATH"] = given.rstrip(os.pathsep)
-        if os.getcwd() in sys.path:
-            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(os.getcwd())]
+        here = os.getcwd()
+        named = [os.path.abspath(entry) for entry in given.split(os.pathsep) if entry]
+        if (
+            here in sys.path and here not in named
+        ):  # a job's working_dir is named, and is where its processes run
+            sys.path.remove(here)
 
 
 def _others() -> None:

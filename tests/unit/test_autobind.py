@@ -142,8 +142,11 @@ def test_a_site_of_the_users_own_still_runs(tmp_path: Path) -> None:
     assert python("import sys; print(sys.mine)", tmp_path, PYTHONPATH=str(tmp_path / "own")) == "True"
 
 
-def test_the_working_directory_is_not_put_on_the_path(tmp_path: Path) -> None:
-    """`${PYTHONPATH}` of a node that has none leaves an empty entry behind."""
+@pytest.mark.parametrize("named", [False, True])
+def test_the_working_directory_is_on_the_path_only_if_it_was_named(tmp_path: Path, named: bool) -> None:
+    """`${PYTHONPATH}` of a node that has none leaves an empty entry behind. Ray names a job's working_dir, which is where
+    its processes run: modules there must be found."""
+    path = [str(tmp_path)] * named + [str(INJECT), ""]
     done = subprocess.run(
         [
             sys.executable,
@@ -151,8 +154,8 @@ def test_the_working_directory_is_not_put_on_the_path(tmp_path: Path) -> None:
             "import os, sys; print(os.getcwd() in sys.path[1:], os.environ['PYTHONPATH'][-1:])",
         ],
         cwd=tmp_path,
-        env={"PYTHONPATH": f"{INJECT}{os.pathsep}", "PATH": os.environ["PATH"]},
+        env={"PYTHONPATH": os.pathsep.join(path), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == "False t", done.stderr
+    assert done.stdout.strip() == f"{named} t", done.stderr
