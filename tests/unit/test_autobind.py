@@ -144,8 +144,8 @@ def test_a_site_of_the_users_own_still_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("named", [False, True])
 def test_the_working_directory_is_on_the_path_only_if_it_was_named(tmp_path: Path, named: bool) -> None:
-    """`${PYTHONPATH}` of a node that has none leaves an empty entry behind. Ray names a job's working_dir, which is where
-    its processes run: modules there must be found."""
+    """`${PYTHONPATH}` of a node that has none leaves an empty entry behind. Ray names a job's working_dir, which is
+    where its processes run: modules there must be found."""
     path = [str(tmp_path)] * named + [str(INJECT), ""]
     done = subprocess.run(
         [
