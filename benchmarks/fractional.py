@@ -24,7 +24,7 @@ from waiting import until  # noqa: E402
 from moorage.runtime.client import Client  # noqa: E402
 from moorage.runtime.control.api import FINAL  # noqa: E402
 
-SETS = ((6, 0.6, 60), (8, 0.6, 60), (40, 0.18, 240))
+SETS = ((6, 0.6, 40), (8, 0.6, 40), (40, 0.18, 120))
 """Actors, GPU each, seconds they have to start."""
 
 
@@ -34,7 +34,7 @@ def running(pool: Pool, count: int, gpus: float, within_s: int, bind: str) -> in
     with Client(pool.url, pool.token("ops")) as client:
         client.submit(
             {
-                "entrypoint": shlex.join([sys.executable, *map(str, (SCRIPT, out, count, gpus, within_s))]),
+                "entrypoint": shlex.join([sys.executable, *map(str, (SCRIPT, out, count, gpus, within_s, "count"))]),
                 "submission_id": job,
                 "metadata": {
                     "workers": str(count), "gpus_per_worker": str(gpus), "cpus_per_worker": "0.1", "bind": bind
@@ -49,7 +49,9 @@ def running(pool: Pool, count: int, gpus: float, within_s: int, bind: str) -> in
         )[0]
     if ended["state"] != "SUCCEEDED":
         raise RuntimeError(f"{job}: {ended['message']}")
-    return len(json.loads(out.read_text(encoding="utf-8"))["running"])
+    found = len(json.loads(out.read_text(encoding="utf-8"))["running"])
+    print(f"{job}: {found} of {count}", file=sys.stderr, flush=True)
+    return found
 
 
 def measure(quick: bool) -> list[Figure]:
