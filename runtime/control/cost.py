@@ -8,15 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from moorage.runtime.control.tables import events
+from moorage.runtime.control import lease_events
 
 HOUR_NS = 3600 * 10**9
 _MICRO = 1000 * HOUR_NS
 """milli-GPU x micro-dollars per GPU-hour x ns in a micro-dollar."""
-_PAGE = 5000
-_KINDS = ("lease.granted", "lease.resized", "lease.released")
 
 
 @dataclass(slots=True)
@@ -86,17 +84,8 @@ class Fold:
 
     def advance(self, db: Connection) -> None:
         """Read the lease events since the last call."""
-        while True:
-            rows = db.execute(
-                select(events)
-                .where(events.c.seq > self.seq, events.c.kind.in_(_KINDS))
-                .order_by(events.c.seq)
-                .limit(_PAGE)
-            ).all()
-            for row in rows:
-                self._add(row)
-            if len(rows) < _PAGE:
-                return
+        for row in lease_events.after(db, self.seq):
+            self._add(row)
 
     def _add(self, row: Any) -> None:
         self.seq = row.seq

@@ -10,12 +10,11 @@ from sqlalchemy import ColumnElement, Connection, or_, select
 
 from moorage.configs.pool import PoolSettings
 from moorage.configs.teams import Teams
+from moorage.runtime.control import lease_events
 from moorage.runtime.control.store import Store
 from moorage.runtime.control.tables import events, leases
 from moorage.scheduling.accounts import HOUR_NS, Accounts, Budget, Meter, Period, Unit
 
-_KINDS = ("lease.granted", "lease.resized", "lease.released")
-_PAGE = 5000
 _HALF_LIVES = 20
 """Use that is older than so many half-lives is a millionth of itself."""
 
@@ -72,28 +71,15 @@ class Spending:
 
     def _advance(self, db: Connection, *which: ColumnElement[bool]) -> None:
         """The lease events since the last call, in order."""
-        while True:
-            rows = db.execute(
-                select(events)
-                .where(
-                    events.c.seq > (self._seq or 0),
-                    events.c.kind.in_(_KINDS),
-                    *which,
-                )
-                .order_by(events.c.seq)
-                .limit(_PAGE)
-            ).all()
-            for row in rows:
-                self._seq = row.seq
-                if row.kind == "lease.released":
-                    self._meter.ended(row.lease_id, row.control_ns)
-                    continue
-                rate = sum(task["milli_gpu"] * task["price"] for task in row.payload["tasks"])
-                milli = row.payload["milli_gpu"]
-                if row.kind == "lease.resized":
-                    self._meter.resized(row.lease_id, milli, row.control_ns, rate)
-                else:
-                    self._meter.began(row.lease_id, row.team, milli, row.control_ns, rate)
-            if len(rows) < _PAGE:
-                self._seq = self._seq or 0
-                return
+        for row in lease_events.after(db, self._seq or 0, *which):
+            self._seq = row.seq
+            if row.kind == "lease.released":
+                self._meter.ended(row.lease_id, row.control_ns)
+                continue
+            rate = sum(task["milli_gpu"] * task["price"] for task in row.payload["tasks"])
+            milli = row.payload["milli_gpu"]
+            if row.kind == "lease.resized":
+                self._meter.resized(row.lease_id, milli, row.control_ns, rate)
+            else:
+                self._meter.began(row.lease_id, row.team, milli, row.control_ns, rate)
+        self._seq = self._seq or 0

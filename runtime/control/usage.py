@@ -10,12 +10,10 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from moorage.runtime.control.tables import events
+from moorage.runtime.control import lease_events
 
-_PAGE = 5000
-_KINDS = ("lease.granted", "lease.resized", "lease.released")
 KEPT_NS = 8 * 86_400 * 10**9
 """How far back changes are kept; what came before is only their sum."""
 
@@ -54,17 +52,8 @@ class Usage:
 
     def advance(self, db: Connection) -> None:
         """Read the lease events since the last call."""
-        while True:
-            rows = db.execute(
-                select(events)
-                .where(events.c.seq > self.seq, events.c.kind.in_(_KINDS))
-                .order_by(events.c.seq)
-                .limit(_PAGE)
-            ).all()
-            for row in rows:
-                self._add(row)
-            if len(rows) < _PAGE:
-                return
+        for row in lease_events.after(db, self.seq):
+            self._add(row)
 
     def _add(self, row: Any) -> None:
         self.seq = row.seq
