@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from moorage.configs.problems import refuse_unknown
+from moorage.configs.section import Section
 from moorage.scheduling.guard import Allow, GuardPolicy, Kind, Mode
 
 SECOND_NS = 10**9
@@ -32,27 +32,20 @@ def _patterns(value: Any) -> Any:
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            refuse_unknown(value, cls, "the guard's settings")
-        return value
-
-
-class KindSettings(_Part):
+class KindSettings(Section):
     """One kind of finding; what is left out is as for all kinds."""
+
+    where = "the guard's settings"
 
     mode: Annotated[ModeName | None, BeforeValidator(_word)] = None
     grace_s: int | None = Field(default=None, ge=0, le=86_400)
 
 
-class AllowSettings(_Part):
+class AllowSettings(Section):
     """Never judged: shell patterns for Ray's namespaces and for names of actors, groups and Serve applications; ids of
     jobs (ours or Ray's)."""
+
+    where = "the guard's settings"
 
     namespaces: Patterns = ()
     names: Patterns = ()
@@ -60,12 +53,22 @@ class AllowSettings(_Part):
 
 
 KindName = Literal[
-    "no-lease", "beyond-lease", "other-node", "other-device", "leaked-placement-group", "dead-owner"
+    "no-lease",
+    "beyond-lease",
+    "other-node",
+    "other-device",
+    "leaked-placement-group",
+    "dead-owner",
+    "unbooked-device",
+    "orphan-process",
+    "foreign-process",
 ]
 
 
-class GuardSettings(_Part):
+class GuardSettings(Section):
     """`mode` left out: `stop` on a pool whose Ray cluster `moorage up` started, `warn` beside one that it joined."""
+
+    where = "the guard's settings"
 
     mode: Annotated[ModeName | None, BeforeValidator(_word)] = None
     grace_s: int = Field(default=30, ge=0, le=86_400)
@@ -74,7 +77,10 @@ class GuardSettings(_Part):
     """How long a thing must have been seen before it counts: what ends with its job takes a moment."""
     interval_ms: int = Field(default=2000, ge=100, le=600_000)
     """Pause between two looks."""
-    kinds: dict[KindName, Annotated[KindSettings, BeforeValidator(_short)]] = {}
+    devices: bool | None = None
+    """Whether the nodes are asked what runs on their devices (NVML). Left out: yes beside a cluster that was joined, no
+    on a pool whose GPUs are logical ones."""
+    kinds: dict[KindName, Annotated[KindSettings, BeforeValidator(_short)]] = Field(default={})
     allow: AllowSettings = AllowSettings()
 
     def policy(self, *, joined: bool = False) -> GuardPolicy:
@@ -85,6 +91,7 @@ class GuardSettings(_Part):
             grace_ns=self.grace_s * SECOND_NS,
             confirm_ns=self.confirm_s * SECOND_NS,
             interval_ns=self.interval_ms * 10**6,
+            devices=joined if self.devices is None else self.devices,
             modes={kind: Mode(one.mode) for kind, one in kinds.items() if one.mode is not None},
             graces_ns={
                 kind: one.grace_s * SECOND_NS for kind, one in kinds.items() if one.grace_s is not None

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from moorage.configs import units
-from moorage.configs.problems import refuse_unknown
+from moorage.configs.section import Section
 from moorage.errors import InvalidRequest
 from moorage.scheduling.constraints import (
     Constraints,
@@ -162,24 +162,17 @@ def _labels(value: Any) -> Any:
         raise ValueError(str(error)) from None
 
 
-class NodeRule(BaseModel):
+class NodeRule(Section):
     """What an operator says of the nodes whose name matches `match` (`*`, `?` and `[...]` as a shell does)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    where = "a rule of nodes"
 
     match: str = Field(default="*", min_length=1, max_length=256)
-    labels: Annotated[dict[str, str], BeforeValidator(_labels)] = {}
+    labels: Annotated[dict[str, str], BeforeValidator(_labels)] = Field(default={})
     taints: Annotated[tuple[Taint, ...], BeforeValidator(_taints)] = ()
     region: str = Field(default="", max_length=63)
     spot: bool | None = None
     device_watts: int = Field(default=0, ge=0, le=100_000)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            refuse_unknown(value, cls, "a rule of nodes")
-        return value
 
 
 def _whole_by_name(value: Any) -> Any:
@@ -194,23 +187,16 @@ def _whole_by_name(value: Any) -> Any:
 Watts = Annotated[tuple[tuple[str, int], ...], BeforeValidator(_whole_by_name)]
 
 
-class PowerSettings(BaseModel):
+class PowerSettings(Section):
     """Rated power of devices, and what the devices in use under one domain may be rated for together."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    where = "power"
 
     level: str = Field(default="rack", min_length=1, max_length=253)
     watts: Watts = ()
     """W of one device by GPU model; `gpus` for models not named."""
     caps: Watts = ()
     """W by domain of the level; `*` for those not named."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            refuse_unknown(value, cls, "power")
-        return value
 
     def policy(self) -> Power:
         return Power(level=self.level, watts=self.watts, caps=self.caps)

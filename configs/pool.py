@@ -7,20 +7,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from moorage.configs import units
+from moorage.configs.autoscaling import AutoscalingSettings
 from moorage.configs.guard import Guard, GuardSettings
 from moorage.configs.nodes import NodeRule, PowerSettings
-from moorage.configs.problems import explain, refuse_unknown
+from moorage.configs.problems import explain
+from moorage.configs.section import Section
 from moorage.configs.yamlio import load_mapping
 from moorage.errors import InvalidRequest
 
@@ -49,10 +43,10 @@ def _rules(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class PreemptionSettings(BaseModel):
+class PreemptionSettings(Section):
     """Whether running jobs are told to leave for others. Only jobs that said `preemptible: true` ever are."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    where = "preemption"
 
     enabled: bool = True
     grace_s: int = Field(default=60, ge=0, le=86_400)
@@ -62,23 +56,29 @@ class PreemptionSettings(BaseModel):
     reclaim_waits: bool = False
     """Lent quota is taken back after that time only, too; else at any time."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            refuse_unknown(value, cls, "preemption")
-        return value
+
+class ElasticSettings(Section):
+    """Whether leases of running jobs that follow them are resized."""
+
+    where = "elastic"
+
+    enabled: bool = True
+    settle_s: int = Field(default=120, ge=0, le=7 * 86_400)
+    """Who started, grew or shrank a shorter time ago does not grow; who grew a shorter time ago gives workers up for a
+    reclaim only."""
 
 
-class PoolSettings(BaseModel):
+class PoolSettings(Section):
     """What an operator may set. Times are milliseconds where the name says so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    where = "the pool file"
 
-    prices: Annotated[dict[str, int], BeforeValidator(_dollars)] = {ANY: 1_000_000}
+    prices: Annotated[dict[str, int], BeforeValidator(_dollars)] = Field(default={ANY: 1_000_000})
     """Micro-dollars per GPU-hour by model; "gpus" is the price of models not named (written in dollars)."""
-    package_limit_mib: int = Field(default=200, ge=1, le=100_000)
-    """Largest working_dir upload."""
+    package_limit_mib: int = Field(default=200, ge=1, le=511)
+    """Largest working_dir upload. Ray holds less than 512 MiB in one piece."""
+    spool_limit_mib: int = Field(default=20_480, ge=1, le=1 << 30)
+    """All packages that the front door keeps, together. Those that no job needs go first."""
     infra_attempts: int = Field(default=3, ge=1, le=100)
     """Attempts lost to the infrastructure before a job is quarantined."""
     tick_ms: int = Field(default=500, ge=10, le=60_000)
@@ -87,8 +87,15 @@ class PoolSettings(BaseModel):
     """How long a start waits for Ray to free devices that the ledger says are free."""
     lost_after_ms: int = Field(default=10_000, ge=0, le=600_000)
     """How long Ray may not know a started attempt before it counts as lost."""
+    start_timeout_s: int = Field(default=900, ge=1, le=86_400)
+    """How long Ray may take to run a started attempt, its environment's installation included, before it counts as
+    lost."""
     requests_per_s: int = Field(default=200, ge=0, le=1_000_000)
     """Of one caller at the front door, endpoints not counted; five times as many at once after a pause. 0: no limit."""
+    ray_dashboard: Literal["admin", "everyone", "off"] = "admin"
+    """Who may look at Ray's dashboard through the front door, read-only. It shows the jobs of all teams."""
+    grafana: str = Field(default="", pattern=r"^(https?://[^\s\"'<>]+)?$")
+    """The address of a Grafana with the pool's boards; the page links to it."""
     max_pending: int = Field(default=10_000, ge=1, le=10_000_000)
     """Waiting jobs per team; above it submissions are refused."""
     packing: Literal["potential", "best-fit"] = "potential"
@@ -105,8 +112,18 @@ class PoolSettings(BaseModel):
     """Power caps, and what devices are rated for."""
     preemption: PreemptionSettings = PreemptionSettings()
     """Who may be told to leave, and how long that takes."""
+    elastic: ElasticSettings = ElasticSettings()
+    """Which leases grow and shrink while their jobs run."""
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
+    """Nodes that the Ray cluster can start for the pool."""
     guard: Guard = GuardSettings()
     """What is done about GPUs held without a lease or beyond it."""
+    takeover_s: int = Field(default=6, ge=2, le=3600)
+    """A leader that is silent for so long is replaced by a standby, where there is one."""
+    stuck_s: int = Field(default=600, ge=1, le=86_400)
+    """A control plane whose loop does not get on for so long ends itself. One effect on Ray may take minutes."""
+    front_door: str = ""
+    """The URL by which jobs reach the front door, whoever leads; "" is this control plane's own address."""
     database: str = Field(default="", repr=False)
     """postgresql://user:password@host/name; "" is a SQLite file in the pool's home."""
 
@@ -117,13 +134,6 @@ class PoolSettings(BaseModel):
             raise ValueError(
                 "it must be postgresql://user@host/name, or left out for a SQLite file in the home"
             )
-        return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            refuse_unknown(value, cls, "the pool file")
         return value
 
     def price(self, gpu_model: str) -> int:

@@ -236,7 +236,7 @@ def _defer_alike(rows: Rows, row: int, later: Later, out: Out, state: I64) -> in
 
 @inner
 def worth_trying(rows: Rows, row: int, entitled: bool, asking: Asking, teams: Teams) -> bool:
-    """A quick look before the long one of `preemption.make_room`."""
+    """A quick look before the long one of `asking.make_room`."""
     if asking.greatest == NOBODY:
         return False
     if entitled and teams.counted[0] > 0:

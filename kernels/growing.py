@@ -35,6 +35,8 @@ class Growing(NamedTuple):
     tasks: I64
     """That each has; kept current."""
     most: I64
+    keeps: Bool
+    """Never gives anything back: it stays within its team's own quota."""
     done: Bool
     """Takes no more; kept current."""
     here: Bool
@@ -83,7 +85,7 @@ def grow(
         c = growing.klass[e]
         milli = classes.milli[c]
         room(teams, team, within)
-        if not borrow:
+        if not borrow or growing.keeps[e]:
             in_quota(teams, team, growing.own)
             for m in range(len(within)):
                 within[m] = min(within[m], growing.own[m])

@@ -1,8 +1,8 @@
-"""Whom to ask to leave so that a waiting gang can start (numba): what-if on the working copy, undone where it fails.
+"""Who may be asked to leave for a waiting gang, and who of them need not (numba): what-if on the working copy.
 
-Victims are tried in a given order, the least harm first, and those found not to be needed are put back. A victim is a
-piece of a job: a worker that an elastic gang can do without, or all the rest of it. A job may push out another for one
-of three reasons, each strictly ordered, so that two jobs never push each other out in turn:
+Victims are tried in a given order, the least harm first (`kernels.asking`), and those found not to be needed are put
+back. A victim is a piece of a job: a worker that an elastic gang can do without, or all the rest of it. A job may push
+out another for one of three reasons, each strictly ordered, so that two jobs never push each other out in turn:
 
 - reclaim: it fits its team's own quota, and the other holds what its team borrows (quota lent is taken back);
 - priority: the other has a lower priority, in the same team or among those that borrow;
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from moorage.kernels.domains import within_cap
 from moorage.kernels.gang import place_within, undo
-from moorage.kernels.jit import inner, outer
+from moorage.kernels.jit import inner
 from moorage.kernels.placing import take
 from moorage.kernels.pool import Pool
 from moorage.kernels.teams import Teams, charge, hold, room
@@ -52,7 +52,11 @@ class Running(NamedTuple):
     order: I64
     """Rows in the order in which they are tried: least harm first."""
     asked: I64
-    """Scratch."""
+    """Scratch, as the next two."""
+    may: Bool
+    """Might be asked when nobody had been."""
+    given: I64
+    """Of a gang, at its first piece: the most that was asked of it at once."""
     milli: I64
     first: I64
     node: I64
@@ -115,7 +119,7 @@ def may_push(asker: Asker, running: Running, v: int, teams: Teams) -> bool:
 
 
 @inner
-def _last(running: Running, v: int) -> bool:
+def last(running: Running, v: int) -> bool:
     """Whether nothing of its gang that comes after it stays."""
     after = v + 1
     return after == len(running.team) or not running.extra[after] or running.taken[after]
@@ -169,113 +173,105 @@ def _return(running: Running, v: int, pool: Pool, teams: Teams, within: I64) -> 
     return False
 
 
+class Place(NamedTuple):
+    """Where the asker stands once it is placed: columns with room for its tasks. The rest is scratch."""
+
+    node: I64
+    mask: I64
+    mem: I64
+    kept: I64
+    """[2, tasks]"""
+    within: I64
+    """[M], as the next one."""
+    left: I64
+
+
 @inner
-def _put_back(asked: I64, count: int, running: Running, pool: Pool, teams: Teams, within: I64) -> None:
-    """Put back every piece that was asked for nothing, the dearest first, as far as places and quotas allow."""
+def place(asker: Asker, pool: Pool, teams: Teams, at: Place) -> int:
+    """The asker's workers that were placed; -1: it does not fit, and nothing changed."""
+    room(teams, asker.team, at.within)
+    head, worker, least = asker.head, asker.worker, asker.least
+    return int(place_within(pool, head, worker, least, least, at.within, at.left, at.node, at.mask, at.mem))
+
+
+@inner
+def _put_back(asker: Asker, count: int, running: Running, pool: Pool, teams: Teams, at: Place) -> None:
+    """Put back every piece that was asked for nothing, the dearest first, as far as places and quotas allow, those of
+    the asker among them: a limit of its team may bind where places do not."""
+    heads, within, need = 1 if asker.head >= 0 else 0, at.within, at.left
+    need[:] = 0
+    for t in range(heads + asker.least):
+        milli = pool.classes.milli[asker.head if t < heads else asker.worker]
+        need[0] += milli
+        if pool.nodes.model[at.node[t]] > 0:
+            need[pool.nodes.model[at.node[t]]] += milli
     for i in range(count - 1, -1, -1):
-        v = asked[i]
+        v = running.asked[i]
         if running.extra[v] and running.taken[v - 1]:
             continue
-        _return(running, v, pool, teams, within)
+        if _return(running, v, pool, teams, within):
+            room(teams, asker.team, within)
+            for m in range(len(need)):
+                if need[m] > 0 and within[m] < need[m]:
+                    move(running, v, 1, pool, teams)
+                    break
 
 
 @inner
-def _makes_do_without(
-    v: int,
-    asker: Asker,
-    running: Running,
-    pool: Pool,
-    teams: Teams,
-    within: I64,
-    left: I64,
-    node: I64,
-    mask: I64,
-    mem: I64,
-    kept: I64,
-) -> bool:
+def _makes_do_without(v: int, asker: Asker, running: Running, pool: Pool, teams: Teams, at: Place) -> bool:
     """Let a piece stay and place the asker, who has a place, in another one. False: all is as it was.
 
-    The asker's place is kept in `kept` and taken again: to search for it anew may find none, since a search takes the
-    best node for each task in turn, and others have stayed since.
+    The asker's place is kept and taken again: to search for it anew may find none, since a search takes the best node
+    for each task in turn, and others have stayed since.
     """
     head, worker, least = asker.head, asker.worker, asker.least
     heads = 1 if head >= 0 else 0
     for t in range(heads + least):
-        kept[0, t], kept[1, t] = node[t], mask[t]
-    undo(pool, head, worker, least, node, mask)
-    if _return(running, v, pool, teams, within):
-        room(teams, asker.team, within)
-        if place_within(pool, head, worker, least, least, within, left, node, mask, mem) >= 0:
+        at.kept[0, t], at.kept[1, t] = at.node[t], at.mask[t]
+    undo(pool, head, worker, least, at.node, at.mask)
+    if _return(running, v, pool, teams, at.within):
+        if place(asker, pool, teams, at) >= 0:
             return True
         move(running, v, 1, pool, teams)
     for t in range(heads + least):
-        node[t], mask[t] = kept[0, t], kept[1, t]
+        n, mask = at.kept[0, t], at.kept[1, t]
         c = head if t < heads else worker
-        mem[t] = take(pool.nodes, pool.classes, pool.scores, c, node[t], mask[t], -1)
+        at.node[t], at.mask[t] = n, mask
+        at.mem[t] = take(pool.nodes, pool.classes, pool.scores, c, n, mask, -1)
     return False
 
 
-@outer
-def make_room(
-    asker: Asker,
-    running: Running,
-    pool: Pool,
-    teams: Teams,
-    within: I64,
-    left: I64,
-    node: I64,
-    mask: I64,
-    mem: I64,
-    kept: I64,
-) -> int:
-    """Ask jobs to leave until the asker's smallest gang fits, and place it. As `place_within`; on -1 nothing changed.
+@inner
+def settle(asker: Asker, count: int, free: int, running: Running, pool: Pool, teams: Teams, at: Place) -> int:
+    """Of the first `count` in `asked`, who is not needed stays: first whoever's place the asker left free, then whoever
+    lets it fit in another place. How many leave; they come first in `asked` from then on.
 
-    Then who is not needed stays: first whoever's place the asker left free, then whoever lets it fit in another place.
-
-    `within[M]`, `left[M]` and `kept[2, 1 + asker.least]` are scratch. `running.taken` marks who must leave; the
-    placement holds once they have.
+    `free` is the milli-GPU that were free when nobody had been asked.
     """
-    if len(running.order) == 0:
-        return -1
-    possible, free, nodes = np.int64(0), np.int64(0), pool.nodes
-    for n in range(len(nodes.model)):
-        for d in range(nodes.devices[n]):
-            free += nodes.milli_free[n, d]
-    for v in running.order:
-        if may_push(asker, running, v, teams):
-            possible += running.milli[v]
-    if possible == 0 or free + possible < asker.milli:
-        return -1
-    count, placed, asked = 0, -1, running.asked
-    for v in running.order:
-        if not may_push(asker, running, v, teams) or not _last(running, v):
-            continue
-        move(running, v, 1, pool, teams)
-        asked[count] = v
-        count += 1
-        free += running.milli[v]
-        if free < asker.milli:
-            continue
-        room(teams, asker.team, within)
-        placed = place_within(
-            pool, asker.head, asker.worker, asker.least, asker.least, within, left, node, mask, mem
-        )
-        if placed >= 0:
-            break
-    if placed < 0:
-        for i in range(count - 1, -1, -1):
-            move(running, asked[i], -1, pool, teams)
-        return -1
-    _put_back(asked, count, running, pool, teams, within)
+    asked = running.asked
+    _put_back(asker, count, running, pool, teams, at)
     for i in range(count):
-        if not running.taken[asked[i]]:
-            free -= running.milli[asked[i]]
+        if running.taken[asked[i]]:
+            free += running.milli[asked[i]]
     tries = TRIES if asker.least < MANY else 0
     for i in range(count - 1, -1, -1):
         v = asked[i]
         may_stay = running.taken[v] and not (running.extra[v] and running.taken[v - 1])
         if tries > 0 and may_stay and running.milli[v] <= free - asker.milli:
             tries -= 1
-            if _makes_do_without(v, asker, running, pool, teams, within, left, node, mask, mem, kept):
+            if _makes_do_without(v, asker, running, pool, teams, at):
                 free -= running.milli[v]
-    return placed
+    leave = 0
+    for i in range(count):
+        if running.taken[asked[i]]:
+            asked[leave] = asked[i]
+            leave += 1
+    return leave
+
+
+@inner
+def forget(asker: Asker, count: int, running: Running, pool: Pool, teams: Teams, at: Place) -> None:
+    """As if those in `asked` had not been asked, nor the asker placed."""
+    undo(pool, asker.head, asker.worker, asker.least, at.node, at.mask)
+    for i in range(count - 1, -1, -1):
+        move(running, running.asked[i], -1, pool, teams)

@@ -6,8 +6,9 @@ Nobody grows into room that somebody waits for. What a waiting job lacks says wh
 - quota that others lend: no gang grows beyond its team's own quota;
 - room under a limit: no gang of a team below that limit grows.
 
-A job that even an idle pool could not start waits for none of these. A plan that takes anything from anybody, or holds
-room for a job that has waited longest, grows nobody.
+A gang that is not preemptible gives nothing back, so it grows within its team's own quota only, where there are
+quotas. A job that even an idle pool could not start waits for none of these. A plan that takes anything from anybody,
+or holds room for a job that has waited longest, grows nobody.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def grow(
         klass=klass[gangs],
         tasks=count.copy(),
         most=most,
+        keeps=(running.fixed if running.keeps is None else running.keeps)[gangs] != 0,
         done=np.zeros(len(gangs), np.bool_),
         here=~lacks.nodes,
         anywhere=not lacks.nodes.any(),

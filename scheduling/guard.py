@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -29,6 +29,12 @@ class Kind(StrEnum):
     """A placement group whose creator has ended, without a lease."""
     DEAD_OWNER = "dead-owner"
     """An actor or a Serve application whose creator has ended, without a lease."""
+    UNBOOKED_DEVICE = "unbooked-device"
+    """A process of a running job is on a device that its job has not leased and that Ray has not given it."""
+    ORPHAN_PROCESS = "orphan-process"
+    """A process is on a device after the job it came from has ended."""
+    FOREIGN_PROCESS = "foreign-process"
+    """A process that came from no job of this cluster is on a device."""
 
 
 class Holder(StrEnum):
@@ -41,6 +47,8 @@ class Holder(StrEnum):
     """All running tasks of one Ray job: they come and go, their driver stays."""
     REPLICA = "serve-replica"
     """An actor of a Serve application; a placement group of one stays a placement group, with its `app`."""
+    PROCESS = "process"
+    """A process that the device's driver names (NVML), whatever Ray has booked."""
 
 
 class Target(StrEnum):
@@ -53,6 +61,8 @@ class Target(StrEnum):
     APP = "serve-app"
     JOB = "job"
     """By our job id: its tasks cannot be stopped one by one."""
+    PROCESS = "process"
+    """By node, process id and start time."""
 
 
 class Mode(StrEnum):
@@ -61,8 +71,9 @@ class Mode(StrEnum):
     STOP = "stop"
 
 
-MILD = {Kind.OTHER_NODE: Mode.WARN, Kind.OTHER_DEVICE: Mode.OFF}
-"""What is no more than warned about unless asked for: it takes no more than was leased, and Ray chose the place."""
+MILD = {Kind.OTHER_NODE: Mode.WARN, Kind.OTHER_DEVICE: Mode.OFF, Kind.FOREIGN_PROCESS: Mode.WARN}
+"""What is no more than warned about unless asked for: it takes no more than was leased and Ray chose the place, or it
+may be the machine's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,9 @@ class Holding:
     `owner` is the Ray job that made it, `submission` the submission id behind that job ("" for a driver that nobody
     submitted). For a Serve replica both are those of whoever deployed its application `app`, never of whoever started
     Serve. `own`: Moorage's agent made it and nothing says for whom. `since_ms` is wall time, 0 if unknown.
+
+    Of a process, `name` is its command, its parts hold 0 milli-GPU each, `mib` says what it has of the devices' memory
+    in all (-1: the driver does not say), and `since_ms` is when its node was asked: several looks may show one answer.
     """
 
     holder: Holder
@@ -96,6 +110,7 @@ class Holding:
     pid: int = 0
     since_ms: int = 0
     own: bool = False
+    mib: int = 0
 
     @property
     def milli_gpu(self) -> int:
@@ -144,12 +159,14 @@ class Allow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardPolicy:
     """What is done about findings. `grace_ns` is from the warning to the stop, `confirm_ns` how long a thing must have
-    been seen before it is a finding, `interval_ns` the pause between looks: all control time."""
+    been seen before it is a finding, `interval_ns` the pause between looks: all control time. `devices`: whether the
+    nodes are asked what runs on their devices (NVML)."""
 
     mode: Mode = Mode.STOP
     grace_ns: int = 30 * 10**9
     confirm_ns: int = 5 * 10**9
     interval_ns: int = 2 * 10**9
+    devices: bool = False
     modes: Mapping[Kind, Mode] = field(default_factory=dict)
     graces_ns: Mapping[Kind, int] = field(default_factory=dict)
     allow: Allow = field(default_factory=Allow)
@@ -191,6 +208,9 @@ class Finding:
         who += f" ({name[:60]!r})" if name else ""
         places = ", ".join(sorted({_place(part) for part in self.holding.parts}))
         what = f"{who} holds {self.holding.milli_gpu / 1000:g} GPU on {places}"
+        if self.holding.holder is Holder.PROCESS:
+            memory = f"{self.holding.mib} MiB" if self.holding.mib >= 0 else "memory"
+            what = f"process {self.holding.pid} ({self.holding.name[:60]!r}) has {memory} of {places}"
         whose = f"job {self.job}" if self.job else f"Ray job {self.holding.owner}"
         amounts = f"its job holds {self.held / 1000:g} GPU and has leased {self.leased / 1000:g}"
         return {
@@ -200,6 +220,9 @@ class Finding:
             Kind.OTHER_DEVICE: f"{what}; the lease of {whose} is on another device of that node",
             Kind.LEAKED_GROUP: f"{what}, and its creator has ended ({whose})",
             Kind.DEAD_OWNER: f"{what}, and its creator has ended ({whose})",
+            Kind.UNBOOKED_DEVICE: f"{what}, which {whose} has not leased and Ray has not given it",
+            Kind.ORPHAN_PROCESS: f"{what}, and the job it came from has ended ({whose})",
+            Kind.FOREIGN_PROCESS: f"{what} and came from no job of this cluster",
         }[self.kind]
 
 
@@ -217,14 +240,21 @@ def judge(
     and what Moorage's own agent made for nobody known.
     """
     published, permitted = apps or {}, allow or Allow()
+    given = _given(seen)
     found: dict[int, Finding] = {}
     of_job: dict[str, list[int]] = {}
     for at, held in enumerate(seen.holdings):
         submission = _behind(held, covers, published)
         cover = covers.get(submission)
-        if held.milli_gpu <= 0 or permitted.covers(held, cover.job if cover else ""):
+        if permitted.covers(held, cover.job if cover else ""):
             continue
-        if cover is not None:
+        if held.holder is Holder.PROCESS:
+            judged = None if held.own else _process(held, submission, cover, given)
+            if judged is not None:
+                found[at] = judged
+        elif held.milli_gpu <= 0:
+            continue
+        elif cover is not None:
             of_job.setdefault(submission, []).append(at)
         elif not held.own:
             found[at] = _uncovered(held)
@@ -232,6 +262,48 @@ def judge(
         for at, finding in _within(covers[submission], [(at, seen.holdings[at]) for at in places]):
             found[at] = finding
     return tuple(found[at] for at in sorted(found))
+
+
+def _given(seen: Seen) -> dict[tuple[str, str], set[int]]:
+    """(Ray job, node) -> the devices that Ray has booked there for it, `UNKNOWN_DEVICE` among them for a group's."""
+    given: dict[tuple[str, str], set[int]] = {}
+    for held in seen.holdings:
+        for part in held.parts:
+            if held.holder is not Holder.PROCESS and part.milli_gpu > 0:
+                for whose in {held.owner, held.submission} - {""}:
+                    given.setdefault((whose, part.node), set()).add(part.device)
+    return given
+
+
+def _process(
+    held: Holding, submission: str, cover: Cover | None, given: Mapping[tuple[str, str], set[int]]
+) -> Finding | None:
+    """What is wrong with a process on a device. Where Ray has booked that device for its job, what Ray has booked is
+    judged, and not the process a second time; a group's device is not known, so all of its node are taken for given."""
+
+    def explained(part: Part) -> bool:
+        devices = set().union(*(given.get((whose, part.node), set()) for whose in (held.owner, submission)))
+        leased = cover is not None and (part.node, part.device) in cover.parts
+        return leased or part.device in devices or UNKNOWN_DEVICE in devices
+
+    rest = tuple(part for part in held.parts if not explained(part))
+    if not rest:
+        return None
+    job, team = (cover.job, cover.team) if cover else ("", "")
+    if cover is not None:
+        kind = Kind.UNBOOKED_DEVICE
+    elif not held.owner and not submission:
+        kind = Kind.FOREIGN_PROCESS
+    else:
+        kind = Kind.ORPHAN_PROCESS if held.owner_dead or submission else Kind.NO_LEASE
+    return Finding(
+        kind=kind,
+        holding=replace(held, parts=rest),
+        target=Target.PROCESS,
+        target_id=held.id,
+        job=job,
+        team=team,
+    )
 
 
 def _behind(held: Holding, covers: Mapping[str, Cover], published: Mapping[str, str]) -> str:

@@ -299,6 +299,10 @@ class Plan:
     """Leases of gangs that give up workers before the plan's admissions hold: `shrunk[i]` keeps the first
     `shrunk_tasks[i]` of its tasks."""
     shrunk_tasks: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    shrunk_for: tuple[tuple[int, ...], ...] = ()
+    """By lease in `shrunk`: the rows of the queue that its workers are taken for, all admitted ones."""
+    shrunk_by: tuple[str, ...] = ()
+    """By lease in `shrunk`, the rule for the first of these."""
     grown: tuple[str, ...] = ()
     """Leases of gangs that take more workers: worker i goes to `grown[grown_of[i]]`, on `grown_node[i]`,
     `grown_devices[i]` with `grown_gpu_mib[i]` of each. A plan that grows anybody takes nothing from anybody."""

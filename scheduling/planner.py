@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moorage.kernels import admission, moving, preemption, relocating
+from moorage.kernels import admission, asking, moving, preemption, relocating
 from moorage.kernels.gang import Pool, fits_within
 from moorage.kernels.keeping import free_by_model
 from moorage.kernels.lifting import Scratch, scratch_for
@@ -272,9 +273,7 @@ class _Decision:
         )
         kept = np.zeros((2, 1 + least), np.int64)
         before = self.running.taken.copy()
-        placed = preemption.make_room(
-            asker, self.running, self.pool, self.teams, allowed, left, *columns, kept
-        )
+        placed = asking.make_room(asker, self.running, self.pool, self.teams, allowed, left, *columns, kept)
         if placed >= 0:
             self._pushed(row, asker, before)
             self._another_future()
@@ -289,6 +288,16 @@ class _Decision:
             else:
                 rule = "priority" if self.running.priority[v] != asker.priority else "index"
             self.pushed[v] = row, rule
+
+    def _shrunk_for(self, shrunk: IntArray) -> dict[str, Any]:
+        """Of a plan: for whom running gangs give up workers, and by which rule."""
+        if not len(shrunk):
+            return {}
+        of = self.pieces.job
+        given = [[self.pushed[v] for v in sorted(self.pushed) if of[v] == job] for job in shrunk]
+        rows = tuple(tuple(sorted({row for row, _ in one})) for one in given)
+        rules = tuple(dict(one)[first[0]] for one, first in zip(given, rows, strict=True))
+        return {"shrunk_for": rows, "shrunk_by": rules}
 
     def _another_future(self) -> None:
         """Somebody leaves or moves: what was reserved is to be looked at again."""
@@ -412,6 +421,7 @@ class _Decision:
             preempted_by=tuple(self.pushed[v][1] for v in left.pieces.tolist()),
             shrunk=tuple(running.leases[v] for v in left.shrunk) if running else (),
             shrunk_tasks=left.kept,
+            **self._shrunk_for(left.shrunk),
             **growing.columns(running, grown),
             moved=tuple(running.leases[v] for v in left.moved) if running else (),
             moved_task=left.moved_task,

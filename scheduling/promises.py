@@ -6,25 +6,32 @@ as it will be, so that nobody is pushed out twice for one need, and nobody takes
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, Ledger, LedgerError, step
+from moorage.scheduling.ledger import LeaseGranted, LeaseReleased, LeaseResized, Ledger, LedgerError, step
 from moorage.scheduling.model import JobRequest, Lease, TaskPlacement
 
 Tasks = tuple[TaskPlacement, ...]
 
 
 def after_leaving(
-    ledger: Ledger, leaving: Iterable[str], promised: Iterable[tuple[JobRequest, Tasks]]
+    ledger: Ledger,
+    leaving: Iterable[str],
+    promised: Iterable[tuple[JobRequest, Tasks]],
+    shrinking: Mapping[str, int] | None = None,
 ) -> Ledger:
-    """A copy in which the jobs `leaving` hold nothing and each promise is a lease. One that does not fit there (its
-    node went away) is left out."""
+    """A copy in which the jobs `leaving` hold nothing, the leases `shrinking` their first so many tasks, and each
+    promise is a lease. One that does not fit there (its node went away) is left out."""
     later = ledger.copy()
     for job in leaving:
         for lease in ledger.held_by(job):
             step(later, LeaseReleased(lease.lease, lease.epoch))
+    for name, kept in (shrinking or {}).items():
+        held = later.leases.get(name)
+        if held is not None and kept < len(held.tasks):
+            step(later, LeaseResized(name, held.epoch, later.last_epoch + 1, kept))
     for request, tasks in promised:
         epoch = later.last_epoch + 1
         lease = Lease(
@@ -42,9 +49,16 @@ def after_leaving(
     return later
 
 
-def fits_later(ledger: Ledger, leaving: Iterable[str], request: JobRequest, tasks: Tasks) -> bool:
-    """Whether a promise can still be kept once these jobs have left."""
-    return f"promised-{request.job}" in after_leaving(ledger, leaving, [(request, tasks)]).leases
+def fits_later(
+    ledger: Ledger,
+    leaving: Iterable[str],
+    request: JobRequest,
+    tasks: Tasks,
+    shrinking: Mapping[str, int] | None = None,
+) -> bool:
+    """Whether a promise can still be kept once these jobs have left and these leases have shrunk."""
+    later = after_leaving(ledger, leaving, [(request, tasks)], shrinking)
+    return f"promised-{request.job}" in later.leases
 
 
 def only_on(ledger: Ledger, nodes: Collection[str], earlier: Iterable[Tasks]) -> Ledger:

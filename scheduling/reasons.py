@@ -28,6 +28,7 @@ class ReasonCode(StrEnum):
     RESERVED = "reserved"
     DELAYS = "delays"
     LEAVING = "leaving"
+    NODE_ASKED = "node-asked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,8 @@ class Reason:
 
     def text(self) -> str:
         """One sentence for people, ending in what would free the job."""
-        said = _SENTENCES[self.code].format(
+        beyond = self.code is ReasonCode.TEAM_LIMIT and self.asked > self.allowed
+        said = (_BEYOND_LIMIT if beyond else _SENTENCES[self.code]).format(
             team=self.team,
             model="" if self.gpu_model == ANY_MODEL else f" {self.gpu_model}",
             asked=gpus(self.asked),
@@ -70,6 +72,7 @@ class Reason:
             until=f"{np.datetime64(self.until_ns // 10**9, 's').astype('M8[m]')} UTC".replace("T", " ", 1),
             first=self.holders[0] if self.holders else "a running job",
             holders=", ".join(self.holders) or "other jobs",
+            end="ends" if len(self.holders) == 1 else "end",
             note=f"; {self.note}" if self.note else "",
             limit=self.note,
             place=self.place or "in the pool",
@@ -81,34 +84,37 @@ class Reason:
         return f"{said}; its deadline can no longer be met if it runs as long as it may: {span(self.late_ns)} late"
 
 
+_BEYOND_LIMIT = (
+    "asks for {asked}{model} GPUs, and the limit of team {team} is {allowed}; starts when the limit is raised"
+)
 _SENTENCES: dict[ReasonCode, str] = {
     ReasonCode.TEAM_LIMIT: (
         "team {team} holds {held} of its limit of {allowed}{model} GPUs and this job asks for {asked}; "
-        "starts when {holders} of the team ends, or when the limit is raised"
+        "starts when {holders} of the team {end}, or when the limit is raised"
     ),
     ReasonCode.TEAM_QUOTA: (
         "team {team} holds {held} of the {allowed}{model} GPUs it may use now (quota plus what others lend) "
-        "and this job asks for {asked}; starts when {holders} ends, or when more is lent"
+        "and this job asks for {asked}; starts when {holders} {end}, or when more is lent"
     ),
     ReasonCode.TEAM_UNKNOWN: "team {team} is not in the quota tree; add it to the teams file",
     ReasonCode.POOL_FULL: (
-        "asks for {asked}{model} GPUs, {free} are free {place}; starts when {holders} ends"
+        "asks for {asked}{model} GPUs, {free} are free {place}; starts when {holders} {end}"
     ),
     ReasonCode.FRAGMENTED: (
         "asks for {asked}{model} GPUs; {free} are free{on} but not together as its tasks need them "
-        "(device share, device memory, CPU or memory per node); starts when {holders} ends"
+        "(device share, device memory, CPU or memory per node); starts when {holders} {end}"
     ),
     ReasonCode.TOPOLOGY: (
         "asks for {asked}{model} GPUs within one {limit}; {free} are free {place}, but in no {limit} is there room for "
-        "the whole gang; starts when {holders} ends"
+        "the whole gang; starts when {holders} {end}"
     ),
     ReasonCode.SPREAD: (
         "asks for {asked}{model} GPUs with at most {limit}; {free} are free {place}, but not so far apart; starts when "
-        "{holders} ends"
+        "{holders} {end}"
     ),
     ReasonCode.POWER_CAP: (
         "asks for {asked}{model} GPUs; {free} are free {place}, but more in use would exceed a power cap: {limit}; "
-        "starts when {holders} ends, or when a cap is raised"
+        "starts when {holders} {end}, or when a cap is raised"
     ),
     ReasonCode.NO_DEVICE: (
         "the nodes that are up could not hold its tasks even idle ({asked}{model} GPUs asked{note}); "
@@ -128,6 +134,10 @@ _SENTENCES: dict[ReasonCode, str] = {
     ReasonCode.LEAVING: (
         "asks for {asked}{model} GPUs, and room is being made for it: {holders} told to leave; "
         "starts when that has ended, in {span} at the latest"
+    ),
+    ReasonCode.NODE_ASKED: (
+        "asks for {asked}{model} GPUs, {free} are free; waits for a node that was asked for ({limit}); "
+        "starts when it has joined"
     ),
     ReasonCode.BEHIND: "waits behind {first}, which has waited longest and needs the room that is free",
 }

@@ -21,6 +21,7 @@ _OPTIONAL = (
     "least_tasks",
     "most_tasks",
     "worker",
+    "keeps",
     "grown_ns",
     "shrunk_ns",
     "ends_ns",
@@ -40,6 +41,22 @@ class Leaver(NamedTuple):
     priority: int
     ran_ns: int
     """Since it last started. Also the most it can lose: nobody knows when it wrote its last checkpoint."""
+
+
+class Gang(NamedTuple):
+    """What is known of a lease that may be resized: times are since then."""
+
+    least: int
+    """How many of its tasks, in their order, it must keep."""
+    most: int
+    """How many it wants."""
+    worker: TaskClass
+    """Of one more worker."""
+    keeps: bool
+    """It never gives anything back."""
+    ran_ns: int
+    grown_ns: int
+    shrunk_ns: int
 
 
 _STAYS = Leaver(priority=0, ran_ns=0)
@@ -95,6 +112,8 @@ class RunningJobs:
     """How many tasks each wants, its head included; None = nobody grows."""
     worker: IntArray | None = None
     """The class of one more worker; None = as the last task's."""
+    keeps: IntArray | None = None
+    """1 = never gives anything back, so it grows within its team's own quota only; None = who is `fixed`."""
     grown_ns: IntArray | None = None
     """Since each last took more workers, held against `Policy.settle_ns`; None = long ago."""
     shrunk_ns: IntArray | None = None
@@ -141,9 +160,9 @@ class RunningJobs:
             team=np.array([teams.index(lease.team) for lease in leases], np.int64),
             priority=np.array([request.priority for request in jobs.values()], np.int64),
             key=none,
-            most_tasks=np.array([_most(request) for request in jobs.values()], np.int64),
+            most_tasks=np.array([most_tasks(request) for request in jobs.values()], np.int64),
             worker=np.array(workers, np.int64),
-            least_tasks=np.array([_least(request) for request in jobs.values()], np.int64),
+            least_tasks=np.array([least_tasks(request) for request in jobs.values()], np.int64),
             fixed=np.array([not request.preemptible for request in jobs.values()], np.int64),
             headed=np.array([not request.head.empty for request in jobs.values()], np.int64),
             lost=none,
@@ -156,10 +175,15 @@ class RunningJobs:
 
     @classmethod
     def holding(
-        cls, ledger: Ledger, ends: Mapping[str, int] | None, leavers: Mapping[str, Leaver] | None = None
+        cls,
+        ledger: Ledger,
+        ends: Mapping[str, int] | None,
+        leavers: Mapping[str, Leaver] | None = None,
+        gangs: Mapping[str, Gang] | None = None,
     ) -> RunningJobs:
         """Every lease of the ledger. `ends`: by lease, where it is known. `leavers`: by job, who may be asked to leave;
-        such a job is one row with all its leases, named by the first. `ends` = None: nothing is reserved."""
+        such a job is one row with all its leases, named by the first. `gangs`: by lease, which may be resized, where it
+        is all that its job holds. `ends` = None: nothing is reserved."""
         may = leavers or {}
         rows_of: dict[str, list[Lease]] = {}
         for lease in ledger.leases.values():
@@ -179,7 +203,14 @@ class RunningJobs:
             first.append(len(rows))
         table = np.array(rows, np.int64).reshape(-1, 3)
         named = [leases[0] for leases in held]
-        leaver = [may.get(lease.job, _STAYS) for lease in named]
+        elastic = [
+            gangs.get(leases[0].lease) if gangs and len(ledger.held_by(leases[0].job)) == 1 else None
+            for leases in held
+        ]
+        leaver = [
+            may.get(lease.job, _STAYS if gang is None else Leaver(0, gang.ran_ns))
+            for lease, gang in zip(named, elastic, strict=True)
+        ]
         milli = [sum(lease.milli_gpu for lease in leases) for leases in held]
         known = (UNLIMITED if ends is None else ends.get(lease.lease, UNLIMITED) for lease in named)
         return cls(
@@ -189,7 +220,8 @@ class RunningJobs:
             priority=np.array([one.priority for one in leaver], np.int64),
             key=np.zeros(len(held), np.int64),
             fixed=np.array([lease.job not in may for lease in named], np.int64),
-            ran_ns=np.array([one.ran_ns for one in leaver], np.int64) if may else None,
+            ran_ns=np.array([one.ran_ns for one in leaver], np.int64) if may or gangs else None,
+            **(_sizes(elastic, first, rows, classes) if gangs else {}),
             ends_ns=None if ends is None else np.fromiter(known, np.int64, len(held)),
             lost=np.array([m * (o.ran_ns // 10**9) for m, o in zip(milli, leaver, strict=True)], np.int64),
             classes=tuple(classes),
@@ -318,6 +350,7 @@ class RunningJobs:
         ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(each[self.task_class])))
         job, rank = pieces.job, pieces.rank
         milli = ends[pieces.first[1:]] - ends[pieces.first[:-1]]
+        size = np.where(rank > 0, milli, (ends[self.first[1:]] - ends[self.first[:-1]])[job])
         priority, key, lost = self.priority[job], self.key[job], self.lost[job]
         return preemption.Running(
             team=known[self.team][job] if len(self) else self.team,
@@ -328,7 +361,9 @@ class RunningJobs:
             extra=rank > 0,
             taken=np.zeros(len(job), np.bool_),
             asked=np.zeros(len(job), np.int64),
-            order=np.lexsort((-rank, job, milli, lost, -key, priority, rank == 0)),
+            may=np.zeros(len(job), np.bool_),
+            given=np.zeros(len(job), np.int64),
+            order=np.lexsort((-rank, job, size, lost, -key, priority, rank == 0)),
             milli=milli,
             first=pieces.first,
             node=self.task_node.copy(),
@@ -337,12 +372,34 @@ class RunningJobs:
         )
 
 
-def _least(request: JobRequest) -> int:
+def _sizes(
+    gangs: Sequence[Gang | None],
+    first: Sequence[int],
+    rows: Sequence[tuple[int, int, int]],
+    classes: dict[TaskClass, int],
+) -> dict[str, IntArray]:
+    """The columns of who may be resized; `classes` gets those of one more worker."""
+    counts = np.diff(np.array(first, np.int64))
+    found = {name: np.full(len(gangs), UNLIMITED, np.int64) for name in ("grown_ns", "shrunk_ns")}
+    found |= {"least_tasks": counts.copy(), "most_tasks": np.zeros(len(gangs), np.int64)}
+    found["keeps"] = np.array([gang is None or gang.keeps for gang in gangs], np.int64)
+    worker = np.zeros(len(gangs), np.int64)
+    for v, gang in enumerate(gangs):
+        if gang is None:
+            worker[v] = rows[first[v + 1] - 1][2] if counts[v] else 0
+            continue
+        worker[v] = classes.setdefault(gang.worker, len(classes))
+        found["least_tasks"][v], found["most_tasks"][v] = gang.least, gang.most
+        found["grown_ns"][v], found["shrunk_ns"][v] = gang.grown_ns, gang.shrunk_ns
+    return {**found, "worker": worker}
+
+
+def least_tasks(request: JobRequest) -> int:
     """The tasks of the smallest gang that may run: its head and its least workers, one task at least."""
     heads = 0 if request.head.empty else 1
     return max(1, heads + (0 if request.worker.empty else request.min_workers))
 
 
-def _most(request: JobRequest) -> int:
+def most_tasks(request: JobRequest) -> int:
     """The tasks of the whole gang. A worker that asks for nothing takes no place."""
     return (0 if request.head.empty else 1) + (0 if request.worker.empty else request.workers)

@@ -26,6 +26,7 @@ def warm_up() -> Plan:
     tasks = next(tasks for _, tasks in decided.admissions(snapshot))
     step(ledger, LeaseGranted(Lease(lease="l", job="held", team="borrows", epoch=1, tasks=tasks)))
     _reserve(ledger)
+    _grow(ledger)
     running = RunningJobs.of(ledger, {"l": held})
     pending = Queue.of((_job("own", "lends"),))
     return plan(
@@ -42,13 +43,20 @@ def _reserve(ledger: Ledger) -> None:
         plan(snapshot, Policy(), 0, workspace)
 
 
-def _job(name: str, team: str) -> JobRequest:
+def _grow(ledger: Ledger) -> None:
+    """A gang that wants another worker, and nobody waits."""
+    running = RunningJobs.of(ledger, {"l": _job("held", "borrows", workers=2)})
+    snapshot = Snapshot(version=ledger.version, ledger=ledger, pending=Queue.of(()), running=running)
+    plan(snapshot, Policy(settle_ns=0), 0)
+
+
+def _job(name: str, team: str, workers: int = 1) -> JobRequest:
     return JobRequest(
         job=name,
         team=team,
         submitted_ns=0,
         worker=Shape(milli_gpu=1000),
-        workers=1,
+        workers=workers,
         min_workers=1,
         preemptible=True,
     )
