@@ -8,8 +8,11 @@ it again.
     GET  /observe      {"at_ns", "nodes": [ObservedNode as JSON]}
     GET  /serve        {"state": "starting"|"running"|"failed", "url", "error"}
     POST /serve/start  the same, after asking for Serve once more
-    GET  /holdings     who holds GPUs: scheduling.guard.Seen as JSON, 503 otherwise
+    GET  /holdings     who holds GPUs: scheduling.guard.Seen as JSON, 503 otherwise; ?devices=yes: and which
+                       processes are on the nodes' devices
     POST /end          {"target", "id", "owner"}: end exactly that; 200 also when it is gone
+    POST /unbegun      {"submission_id"}: end that attempt if Ray has not begun it
+    POST /scale        backend.ScaleAsk as JSON: what Ray's autoscaler shall make of the cluster
 
 Serve is started here, in the background, so that Ray books its controller and replicas under this driver and
 not under the first team that deploys something.
@@ -35,6 +38,7 @@ from aiohttp import web
 from moorage.cluster.backend import ObservedNode
 from moorage.cluster.binding import DEVICE_MIB_LABEL, GPU_MODEL_LABEL, NODE_LABEL
 from moorage.cluster.paths import ClusterPaths, read_json, write_json
+from moorage.cluster.probing import Probe
 from moorage.cluster.watching import Watcher
 from moorage.scheduling.guard import Target
 
@@ -88,7 +92,9 @@ class Agent:
         self._calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray")
         self._serve_calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="serve")
         self._guard_calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
+        self._package_calls = ThreadPoolExecutor(max_workers=1, thread_name_prefix="package")
         self._watcher = Watcher()
+        self._probe = Probe()
         self._serve: dict[str, str] = {"state": "starting", "url": "", "error": ""}
         self._ray_address = self._ray_version = ""
         self._last_answer = time.monotonic()
@@ -123,8 +129,16 @@ class Agent:
         from moorage.cluster import rayapi
 
         at_ns = time.time_ns()
-        free = rayapi.available_per_node()
-        nodes = [observed_node(raw, free.get(raw["NodeID"], {})) for raw in ray.nodes()]
+        free, rows = rayapi.available_per_node(), ray.nodes()
+        gone = self._probe.gone(
+            {
+                row["NodeID"]: (row["NodeManagerAddress"], row["NodeManagerPort"])
+                for row in rows
+                if row["Alive"]
+            }
+        )
+        rows = [{**row, "Alive": row["Alive"] and row["NodeID"] not in gone} for row in rows]
+        nodes = [observed_node(raw, free.get(raw["NodeID"], {})) for raw in rows]
         return {"at_ns": at_ns, "nodes": [asdict(node) for node in one_per_name(nodes)]}
 
     def _start_serve(self) -> None:
@@ -175,8 +189,9 @@ class Agent:
             await asyncio.get_running_loop().run_in_executor(self._serve_calls, self._start_serve)
         return web.json_response(self._serve, status=200 if self._serve["state"] == "running" else 503)
 
-    async def holdings(self, _: web.Request) -> web.Response:
-        return await self._guarded(self._watcher.look)
+    async def holdings(self, request: web.Request) -> web.Response:
+        devices = request.query.get("devices") == "yes"
+        return await self._guarded(lambda: self._watcher.look(devices))
 
     async def end(self, request: web.Request) -> web.Response:
         asked = await request.json()
@@ -187,6 +202,41 @@ class Agent:
             return {}
 
         return await self._guarded(end)
+
+    async def unbegun(self, request: web.Request) -> web.Response:
+        from moorage.cluster import rayjobs
+
+        key = str((await request.json())["submission_id"])
+        return await self._guarded(lambda: {"ended": rayjobs.end_unbegun(key)})
+
+    async def package(self, request: web.Request) -> web.Response:
+        """Hand a package to Ray: 413 when it is more than Ray takes, 503 when Ray does not take it now."""
+        from moorage.cluster import rayapi
+
+        asked = await request.json()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(
+                self._package_calls, rayapi.store_package, str(asked["uri"]), Path(asked["path"])
+            )
+        except Exception as error:
+            LOG.warning("a package was not stored: %r", error)
+            status = 413 if isinstance(error, ValueError) else 503
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=status)
+        return web.json_response({})
+
+    async def scale(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+
+        def scale() -> dict[str, Any]:
+            from moorage.cluster import rayscale
+
+            rayscale.want(asked["nodes"])
+            for node in asked["release"]:
+                rayscale.release(node)
+            return {}
+
+        return await self._guarded(scale)
 
     async def _guarded(self, call: Callable[[], dict[str, Any]]) -> web.Response:
         loop = asyncio.get_running_loop()
@@ -220,6 +270,9 @@ class Agent:
                 web.post("/serve/start", self.serve_start),
                 web.get("/holdings", self.holdings),
                 web.post("/end", self.end),
+                web.post("/unbegun", self.unbegun),
+                web.post("/package", self.package),
+                web.post("/scale", self.scale),
             ]
         )
         runner = web.AppRunner(app, access_log=None)

@@ -6,29 +6,44 @@ keeps it to what the job may use. So tasks and actors that ask for GPUs run in o
 each worker of the lease, on that worker's node; what is more than the lease holds waits until some of it is free.
 Placement groups that a script makes itself get the lease's nodes.
 
-What says where it wants to run is left alone: a placement group, a label selector, a node. `install` hooks imports, so
-that a process that never imports Ray pays nothing.
+The lease of a job that follows it changes while it runs, and a group holds what it holds: there such tasks and actors
+are kept to the nodes of the lease of now, and how many there are is the job's own care (Ray Data's is taken, see
+`raydata`).
+
+What says where it wants to run is left alone: a placement group, a label selector, a node. What a script does to a
+cluster that is its own is in `joining`. `install` hooks imports, so that a process that never imports Ray pays nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
+import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from moorage.cluster import binding, known
+from moorage.cluster import binding, demands, following, joining, known, leasegroup, raydata, servebind
 
-PATCHED = ("ray.remote_function", "ray.actor", "ray.util.placement_group")
+PATCHED = (
+    "ray._private.worker",
+    "ray.scripts.scripts",
+    "ray.serve._private.client",
+    "ray.remote_function",
+    "ray.actor",
+    "ray.serve.api",
+    "ray.util.placement_group",
+)
+_BESIDE = ("accelerator_type", "memory", "resources")
+"""What a task may ask for that the lease does not speak of."""
 _HINTS = (None, "DEFAULT", "SPREAD")
 """Scheduling strategies that do not say where."""
+log = logging.getLogger("moorage.lease")
 _lock = threading.Lock()
-_group: Any = None
-_groups: dict[Any, list[tuple[str, float]]] = {}
-"""What the script's own placement groups hold: (node, GPUs) of each bundle."""
 
 
 class _Importing(importlib.abc.MetaPathFinder):
@@ -37,7 +52,7 @@ class _Importing(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in PATCHED:
+        if fullname not in patched():
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -58,17 +73,44 @@ def install() -> None:
     if not known.is_known() or any(isinstance(finder, _Importing) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Importing())
-    for name in PATCHED:
+    for name in patched():
         if name in sys.modules:
             patch(sys.modules[name])
+
+
+def _elastic() -> bool:
+    return bool(os.environ.get(following.ELASTIC_VARIABLE))
+
+
+def _follows() -> bool:
+    found = following.feed() if _elastic() else None
+    return found is not None and found.follows
+
+
+def patched() -> tuple[str, ...]:
+    """Modules that are changed once they were imported."""
+    return PATCHED + raydata.PATCHED if _elastic() else PATCHED
 
 
 def patch(module: ModuleType) -> None:
     """Wrap what the module starts things with."""
     match module.__name__:
+        case name if name in raydata.PATCHED:
+            raydata.patch(module)
+        case "ray._private.worker":
+            joining.wrap_init(module)
+            _wrap_shutdown(module)
+        case "ray.scripts.scripts":
+            joining.wrap_stop(module)
+        case "ray.serve.api":
+            joining.wrap_shutdown(module)
+        case "ray.serve._private.client":
+            servebind.wrap_deploy(module)
         case "ray.remote_function":
+            joining.wrap_runtime_env(module)
             _wrap_options(module.RemoteFunction)
         case "ray.actor":
+            joining.wrap_runtime_env(module)
             _wrap_options(module.ActorClass)
         case "ray.util.placement_group":
             _wrap_group(module)
@@ -78,61 +120,110 @@ def _wrap_options(owner: Any) -> None:
     original = owner._remote
 
     def _remote(self: Any, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        return original(self, args, kwargs, *more, **{**options, **_bound(options)})
+        bound = _governs(options)
+        if bound is None:
+            return original(self, args, kwargs, *more, **options)
+        lease, worker = bound
+        added, nodes = _asked(lease, worker, options)
+        if nodes is not None:
+            if not _follows():
+                leasegroup.make_room()
+            there = {"label_selector": {binding.NODE_ID_LABEL: f"in({','.join(nodes)})"}}
+            return original(self, args, kwargs, *more, **{**options, **there, **added})
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from moorage.cluster import rayapi
+
+        gpus, cpus = options["num_gpus"], options.get("num_cpus")
+        with leasegroup.using(lease, gpus, cpus or 0) as (used, most):
+            inside: dict[str, Any] = {"scheduling_strategy": PlacementGroupSchedulingStrategy(used.group)}
+            if cpus is None and most < 1:
+                inside["num_cpus"] = most
+            started = original(self, args, kwargs, *more, **{**options, **added, **inside})
+            used.note(rayapi.current_task(), started)
+        return started
 
     owner._remote = _remote
+
+
+def _wrap_shutdown(module: ModuleType) -> None:
+    original = module.shutdown
+
+    @functools.wraps(original)
+    def shutdown(*arguments: Any, **options: Any) -> None:
+        leasegroup.stop()
+        original(*arguments, **options)
+
+    module.shutdown = shutdown  # type: ignore[attr-defined]
 
 
 def _wrap_group(module: ModuleType) -> None:
     original, remove = module.placement_group, module.remove_placement_group
 
+    # By its name a task that uses it is sent with a reference to it; by value it cannot be sent.
+    @functools.wraps(original)
     def placement_group(bundles: list[dict[str, float]], *more: Any, **options: Any) -> Any:
-        lease = binding.current()
-        if lease is None or options.get("bundle_label_selector") or len(more) > 4:
+        lease = following.context() if any(bundle.get("GPU") for bundle in bundles) else None
+        if lease is None or not joining.here(lease):
             return original(bundles, *more, **options)
         one_node = (more[0] if more else options.get("strategy")) == "STRICT_PACK"
+        taken, waits = leasegroup.taken(), False
+        if not binding.fits_beside(lease, bundles, taken, one_node):
+            waits = not leasegroup.make_room()
+            taken = leasegroup.taken()
+        if waits:
+            log.warning("a placement group of this job waits: tasks or actors of its own use the lease")
+        if options.get("bundle_label_selector") or len(more) > 4:
+            return original(bundles, *more, **options)
         with _lock:
-            taken = [one for group in _groups.values() for one in group]
             found = binding.bundle_selectors(lease, bundles, one_node=one_node, taken=taken)
             if found is None:
                 return original(bundles, *more, **options)
             group = original(bundles, *more, **{**options, "bundle_label_selector": found})
-            _groups[group.id] = [
+            leasegroup.scripts[group.id.hex()] = [
                 (selector[binding.NODE_ID_LABEL], float(bundle["GPU"]))
                 for bundle, selector in zip(bundles, found, strict=True)
                 if selector
             ]
+        if waits:
+            leasegroup.keep_asking()
         return group
 
+    @functools.wraps(remove)
     def remove_placement_group(placement_group: Any) -> Any:
-        _groups.pop(placement_group.id, None)
+        leasegroup.scripts.pop(placement_group.id.hex(), None)
         return remove(placement_group)
 
-    placement_group.__doc__, remove_placement_group.__doc__ = original.__doc__, remove.__doc__
     placement_group.unbound = original  # type: ignore[attr-defined]
     module.placement_group = placement_group  # type: ignore[attr-defined]
     module.remove_placement_group = remove_placement_group  # type: ignore[attr-defined]
 
 
-def _bound(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What to add to the options of a task or an actor."""
+def _governs(options: Mapping[str, Any]) -> tuple[binding.LeaseView, binding.WorkerView] | None:
+    """The lease that a task or an actor with these options is put into, and a worker of it that it fits into; None
+    where it is Ray's to place it."""
     gpus, cpus = options.get("num_gpus") or 0, options.get("num_cpus")
-    lease = binding.current()
-    if not gpus or lease is None or _says_where(options):
-        return {}
+    lease = following.context() if gpus else None
+    if lease is None or _says_where(options) or not joining.here(lease):
+        return None
     worker = binding.check_fits(lease, gpus, cpus or 0)
-    import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
     from moorage.cluster import rayapi
 
-    if not ray.is_initialized():
-        ray.init()
-    if rayapi.children_stay_in_group():
-        return {}
+    return None if rayapi.children_stay_in_group() else (lease, worker)
+
+
+def _asked(
+    lease: binding.LeaseView, worker: binding.WorkerView, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str] | None]:
+    """What is added to the options, and the nodes that are named to Ray; None where the lease's group says it all."""
     # Ray's own default is a whole CPU, which a lease of less would never have.
-    less = {"num_cpus": worker.cpus} if cpus is None and worker.cpus < 1 else {}
-    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(_lease_group(lease)), **less}
+    added = {"num_cpus": worker.cpus} if options.get("num_cpus") is None and worker.cpus < 1 else {}
+    nodes = sorted({one.ray_node_id for one in lease.workers}) if _follows() else None
+    if any(options.get(name) for name in _BESIDE):
+        asked = demands.of(lease, options, joining.nodes(lease))
+        added |= asked.options
+        nodes = list(asked.nodes) if asked.nodes is not None else nodes
+    return added, nodes
 
 
 def _says_where(options: Mapping[str, Any]) -> bool:
@@ -142,33 +233,3 @@ def _says_where(options: Mapping[str, Any]) -> bool:
         or options.get("placement_group", "default") not in ("default", None)
         or not (strategy is None or (isinstance(strategy, str) and strategy in _HINTS))
     )
-
-
-def _lease_group(lease: binding.LeaseView) -> Any:
-    """The placement group of the lease: one per job, made by the process that needs it first."""
-    global _group
-    import ray
-
-    module: Any = sys.modules["ray.util.placement_group"]
-    name = f"moorage-{lease.lease_id}-{lease.epoch}"
-    with _lock:
-        if _group is None or _group[0] != (name, ray.get_runtime_context().get_job_id()):
-            _group = ((name, ray.get_runtime_context().get_job_id()), _made(module, name, lease))
-        return _group[1]
-
-
-def _made(module: Any, name: str, lease: binding.LeaseView) -> Any:
-    workers = [worker for worker in lease.workers if worker.gpus]
-    try:
-        return module.get_placement_group(name)
-    except ValueError:
-        pass
-    try:
-        return module.placement_group.unbound(
-            [worker.resources() for worker in workers],
-            "PACK",
-            name,
-            bundle_label_selector=[binding.node_selector(worker.ray_node_id) for worker in workers],
-        )
-    except ValueError:  # another process of the job was quicker
-        return module.get_placement_group(name)

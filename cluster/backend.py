@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,10 +25,12 @@ __all__ = [
     "DeviceRule",
     "Launch",
     "LaunchRefused",
+    "NodeAsk",
     "Observation",
     "ObservedJob",
     "ObservedNode",
     "PackageRef",
+    "ScaleAsk",
     "digest",
     "seen_from",
 ]
@@ -111,6 +113,22 @@ class Launch:
     packages: tuple[PackageRef, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAsk:
+    """One node that the cluster should have, by what it has in all."""
+
+    milli_gpu: int
+    milli_cpu: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleAsk:
+    """What the cluster should be: its `nodes`, those it has among them; `release` are Ray's ids of idle ones to end."""
+
+    nodes: tuple[NodeAsk, ...] = ()
+    release: tuple[str, ...] = ()
+
+
 def digest(launch: Launch) -> str:
     """What makes two launches the same content, as hex SHA-256. The job's own token is left out: a control
     plane that was restarted may issue a new one for the attempt it is launching again."""
@@ -158,10 +176,18 @@ class LaunchRefused(InvalidRequest):
     code = "launch-refused"
 
 
+def allowed() -> None:
+    """The `permit` of a backend that nobody else may use."""
+
+
 @runtime_checkable
 class Backend(Protocol):
     """Effects are idempotent: the control plane repeats them after a crash until observation shows them
     done."""
+
+    permit: Callable[[], None]
+    """Called directly before each effect; raises when this control plane may have none any more. Ray itself checks no
+    fencing token."""
 
     @property
     def device_rule(self) -> DeviceRule:
@@ -169,6 +195,10 @@ class Backend(Protocol):
 
     def observe(self) -> Observation:
         """The cluster now. Raises `BackendUnavailable`; never answers with part of the truth."""
+
+    def stage(self, package: PackageRef) -> None:
+        """Bring a package, unless the cluster has it: a head start for `launch`, which does it too. May take minutes,
+        and may be called by any thread beside all else. Raises `LaunchRefused`, `BackendUnavailable`."""
 
     def launch(self, launch: Launch) -> None:
         """Start one attempt. The same id with the same content is success; raises `LaunchRefused`,
@@ -180,8 +210,13 @@ class Backend(Protocol):
     def forget(self, submission_id: str) -> None:
         """Delete the record of an ended attempt; an unknown one is fine."""
 
-    def holdings(self) -> Seen:
-        """Who holds GPUs now, as the cluster itself books them. Raises `BackendUnavailable`."""
+    def holdings(self, devices: bool = False) -> Seen:
+        """Who holds GPUs now, as the cluster itself books them; with `devices` also the processes that the devices'
+        driver names. Raises `BackendUnavailable`."""
+
+    def scale(self, ask: ScaleAsk) -> None:
+        """Tell the cluster's autoscaler what is wanted now, instead of what was wanted before. A node that turns out to
+        be in use is not ended. Raises `BackendUnavailable`."""
 
     def end(self, target: Target, key: str, owner: str) -> None:
         """End exactly the thing of that id, made by Ray job `owner`; one that is gone is fine. Not for our own jobs:

@@ -119,11 +119,20 @@ def check_fits(lease: LeaseView, gpus: float, cpus: float) -> WorkerView:
     for worker in lease.workers:
         if worker.gpus >= gpus - 1e-9 and worker.cpus >= cpus - 1e-9:
             return worker
-    largest = max(((worker.gpus, worker.cpus) for worker in lease.workers), default=(0.0, 0.0))
+    why = "the lease has no workers, only what the entrypoint itself asked for"
+    if lease.workers:
+        largest = max((worker.gpus, worker.cpus) for worker in lease.workers)
+        count = f"{len(lease.workers)} workers, the largest" if len(lease.workers) > 1 else "1 worker,"
+        why = f"the lease has {count} of {largest[0]:g} GPUs and {largest[1]:g} CPUs"
+    ask = {
+        "workers": "1",
+        "gpus_per_worker": f"{gpus:g}",
+        **({"cpus_per_worker": f"{cpus:g}"} if cpus > 1 else {}),
+    }
     raise InvalidRequest(
         f"a task or actor of {gpus:g} GPUs and {cpus:g} CPUs fits into no worker of this job's lease",
-        why=f"the lease has {len(lease.workers)} workers, the largest of {largest[0]:g} GPUs and {largest[1]:g} CPUs",
-        todo="ask for it at submission: workers, gpus_per_worker, cpus_per_worker",
+        why=why,
+        todo=f"submit it with --metadata-json '{json.dumps(ask)}', workers being how many of them at a time",
         code="lease-too-small",
     )
 
@@ -147,25 +156,83 @@ def bundle_selectors(
     asked = [float(bundle.get("GPU", 0)) for bundle in bundles]
     if not any(asked):
         return None
-    room: dict[str, list[float]] = {}
-    for worker in lease.workers:
-        for _ in worker.devices:
-            room.setdefault(worker.ray_node_id, []).append(worker.milli_gpu / 1000)
     for there in (taken, ()) if taken else ((),):
-        left = {node: list(devices) for node, devices in room.items()}
-        for node, gpus in there:
-            _chosen([gpus], {node: left.get(node, [])})
-        for nodes in [[node] for node in room] if one_node else [list(room)]:
-            chosen = _chosen(asked, {node: list(left[node]) for node in nodes})
-            if chosen is not None:
-                return [node_selector(node) if node else {} for node in chosen]
+        chosen = _laid_out(lease, asked, one_node, there)
+        if chosen is not None:
+            return [node_selector(node) if node else {} for node in chosen]
     where = "one node of the lease" if one_node else "the lease"
     raise InvalidRequest(
         f"a placement group of {sum(asked):g} GPUs in {len(bundles)} bundles does not fit into {where}",
-        why=f"the lease has {lease.gpus:g} GPUs on {len(room)} nodes",
+        why=f"the lease has {lease.gpus:g} GPUs on {len({worker.ray_node_id for worker in lease.workers})} nodes",
         todo="ask for them at submission: workers and gpus_per_worker, with max_per_domain or required_topology",
         code="lease-too-small",
     )
+
+
+def fits_beside(
+    lease: LeaseView,
+    bundles: Sequence[Mapping[str, float]],
+    taken: Sequence[tuple[str, float]],
+    one_node: bool,
+) -> bool:
+    """Whether those bundles fit into the lease beside what is `taken` of it, (node, GPUs) of each bundle."""
+    return _laid_out(lease, [float(bundle.get("GPU", 0)) for bundle in bundles], one_node, taken) is not None
+
+
+def left_over(lease: LeaseView, taken: Sequence[tuple[str, float]]) -> list[tuple[str, dict[str, float]]]:
+    """(node, bundle) of what the lease has beside what is `taken` of it, (node, GPUs) of each: one bundle per worker of
+    which something is left. Of a worker that is used in part these are its whole devices, or else the largest part of
+    one; its CPUs in proportion."""
+    workers = [worker for worker in lease.workers if worker.gpus]
+    free = [[worker.milli_gpu / 1000] * len(worker.devices) for worker in workers]
+    for node, gpus in sorted(taken, key=lambda one: -one[1]):
+        spots = [
+            (i, j)
+            for i, worker in enumerate(workers)
+            if worker.ray_node_id == node
+            for j in range(len(free[i]))
+        ]  # fmt: skip
+        piece = min(gpus, 1.0)
+        # The device that has least of what is enough, of the worker that has least besides; else the largest parts.
+        spots.sort(
+            key=lambda at: (
+                (0, free[at[0]][at[1]], sum(free[at[0]]))
+                if free[at[0]][at[1]] >= piece - 1e-6
+                else (1, -free[at[0]][at[1]], 0)
+            )
+        )
+        for i, j in spots:
+            part = min(free[i][j], gpus)
+            free[i][j], gpus = round(free[i][j] - part, 6), round(gpus - part, 6)
+    found = []
+    for worker, devices in zip(workers, free, strict=True):
+        if sum(devices) >= worker.gpus - 1e-6:
+            found.append((worker.ray_node_id, worker.resources()))
+            continue
+        whole = float(sum(1 for device in devices if device >= 1))
+        gpus = whole or max(devices)
+        if gpus > 1e-6:
+            part = gpus / worker.gpus
+            bundle = {name: round(amount * part, 6) for name, amount in worker.resources().items()}
+            found.append((worker.ray_node_id, {**bundle, "GPU": gpus}))
+    return found
+
+
+def _laid_out(
+    lease: LeaseView, asked: Sequence[float], one_node: bool, taken: Sequence[tuple[str, float]]
+) -> list[str] | None:
+    """The node of each bundle beside what is taken; None when they do not fit."""
+    left: dict[str, list[float]] = {}
+    for worker in lease.workers:
+        for _ in worker.devices:
+            left.setdefault(worker.ray_node_id, []).append(worker.milli_gpu / 1000)
+    for node, gpus in taken:
+        _chosen([gpus], {node: left.get(node, [])})
+    for nodes in [[node] for node in left] if one_node else [list(left)]:
+        chosen = _chosen(asked, {node: list(left[node]) for node in nodes})
+        if chosen is not None:
+            return chosen
+    return None
 
 
 def _chosen(asked: Sequence[float], room: dict[str, list[float]]) -> list[str] | None:

@@ -8,6 +8,8 @@ itself is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,8 @@ from moorage.cluster.backend import (
     ObservedJob,
     ObservedNode,
     PackageRef,
+    ScaleAsk,
+    allowed,
     digest,
     seen_from,
 )
@@ -31,16 +35,21 @@ from moorage.scheduling.guard import Seen, Target
 
 AGENT_TIMEOUT = httpx.Timeout(8.0)
 RAY_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+PACKAGE_TIMEOUT = httpx.Timeout(180.0, connect=5.0)
+DASHBOARD_TAKES = 100 << 20
+"""Bytes of one request that Ray's dashboard reads (`DASHBOARD_CLIENT_MAX_SIZE`); larger packages go past it."""
+_CHUNK = 1 << 20
 _BAD_REQUEST_MARKS = ("status code 400", "ValueError", "TypeError", "RuntimeEnvSetupError")
 
 
 class RayBackend:
-    """Not thread-safe: one per thread. `home` is the pool's home; addresses are read from its ray.json when
+    """For one thread, but for `stage`. `home` is the pool's home; addresses are read from its ray.json when
     needed."""
 
     device_rule = DeviceRule.RAYLET
 
     def __init__(self, home: Path) -> None:
+        self.permit: Callable[[], None] = allowed
         self._paths = ClusterPaths(home)
         transport = httpx.HTTPTransport(uds=str(self._paths.agent_sock))
         self._agent = httpx.Client(transport=transport, base_url="http://agent", timeout=AGENT_TIMEOUT)
@@ -63,6 +72,9 @@ class RayBackend:
             jobs=tuple(_observed_job(raw) for raw in jobs.json() if raw.get("submission_id")),
         )
 
+    def stage(self, package: PackageRef) -> None:
+        self._put(package)  # httpx's clients may be shared by threads
+
     def launch(self, launch: Launch) -> None:
         for package in launch.packages:
             self._put(package)
@@ -78,6 +90,7 @@ class RayBackend:
             "entrypoint_resources": _plain(launch.entrypoint_resources),
             "entrypoint_label_selector": _plain(launch.entrypoint_label_selector),
         }
+        self.permit()
         answer = self._ask_ray("POST", "/api/jobs/", json=body)
         if answer.status_code == 200:
             return
@@ -94,21 +107,30 @@ class RayBackend:
         self._unavailable(answer)
 
     def stop(self, submission_id: str) -> None:
+        self.permit()
         answer = self._ask_ray("POST", f"/api/jobs/{submission_id}/stop")
         if answer.status_code not in (200, 404):
             self._unavailable(answer)
+        if (self._job(submission_id) or {}).get("status") == "PENDING":  # nobody there to hear it
+            self._ask_agent("POST", "/unbegun", json={"submission_id": submission_id})
 
     def forget(self, submission_id: str) -> None:
+        self.permit()
         answer = self._ask_ray("DELETE", f"/api/jobs/{submission_id}")
         if answer.status_code not in (200, 404):
             self._unavailable(answer)
 
-    def holdings(self) -> Seen:
-        return seen_from(self._ask_agent("GET", "/holdings"))
+    def holdings(self, devices: bool = False) -> Seen:
+        return seen_from(self._ask_agent("GET", "/holdings", params={"devices": "yes"} if devices else None))
 
     def end(self, target: Target, key: str, owner: str) -> None:
         body = {"target": str(target), "id": key, "owner": owner}
+        self.permit()
         self._ask_agent("POST", "/end", json=body)
+
+    def scale(self, ask: ScaleAsk) -> None:
+        self.permit()
+        self._ask_agent("POST", "/scale", json=asdict(ask))
 
     # -- beyond the protocol
 
@@ -140,13 +162,36 @@ class RayBackend:
         path = "/api/packages/" + package.uri.replace("://", "/", 1)
         if self._ask_ray("GET", path).status_code == 200:
             return
+        self.permit()
         try:
-            content = package.path.read_bytes()
+            size = package.path.stat().st_size
+            if size > DASHBOARD_TAKES:
+                self._put_large(package)
+                return
+            with open(package.path, "rb") as body:  # streamed: this process never holds a package
+                answer = self._ask_ray(
+                    "PUT",
+                    path,
+                    content=iter(lambda: body.read(_CHUNK), b""),
+                    headers={"Content-Length": str(size)},
+                    timeout=PACKAGE_TIMEOUT,
+                )
         except FileNotFoundError as error:
             raise LaunchRefused(
                 f"the spooled package {package.uri} is gone", todo="submit the job again"
             ) from error
-        answer = self._ask_ray("PUT", path, content=content)
+        if answer.status_code != 200:
+            self._unavailable(answer)
+
+    def _put_large(self, package: PackageRef) -> None:
+        body = {"uri": package.uri, "path": str(package.path)}
+        answer = self._to_agent("POST", "/package", json=body, timeout=PACKAGE_TIMEOUT)
+        if answer.status_code == 413:
+            raise LaunchRefused(
+                f"Ray does not take the package {package.uri}",
+                why=str(answer.json()["error"])[:300],
+                todo="leave data out (.rayignore, runtime_env excludes) and read it from shared storage",
+            )
         if answer.status_code != 200:
             self._unavailable(answer)
 
@@ -168,21 +213,27 @@ class RayBackend:
                 todo="delete that job on Ray, or submit under another id",
             )
 
-    def _ask_agent(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+    def _to_agent(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:
-            answer = self._agent.request(method, path, **more)
+            return self._agent.request(method, path, **more)
         except httpx.TransportError as error:
             raise BackendUnavailable(
                 "the agent does not answer", why=f"{type(error).__name__}: {error}", todo="see logs/agent.log"
             ) from error
+
+    def _ask_agent(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        answer = self._to_agent(method, path, **more)
         if answer.status_code != 200:
             self._unavailable(answer)
         found: dict[str, Any] = answer.json()
         return found
 
-    def _ask_ray(self, method: str, path: str, **more: Any) -> httpx.Response:
+    def _ask_ray(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> httpx.Response:
+        named = {**(headers or {}), **self.headers()}
         try:
-            return self._ray.request(method, self.dashboard() + path, headers=self.headers(), **more)
+            return self._ray.request(method, self.dashboard() + path, headers=named, **more)
         except httpx.TransportError as error:
             raise BackendUnavailable(
                 "Ray's dashboard does not answer",

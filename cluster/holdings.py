@@ -6,8 +6,8 @@ what comes out is milli-GPU on nodes by their stable names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moorage.scheduling.guard import UNKNOWN_DEVICE, Holder, Holding, Part, Seen
@@ -23,8 +23,8 @@ REPLICA_NAME, SERVE_NAMESPACE = "SERVE_REPLICA::", "serve"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawActor:
-    """`gpus`: {device: amount} outside placement groups; `worker` is its own process's id, `owner_worker` that of
-    the process that made it ("" for a detached one)."""
+    """`gpus`: {device: amount} outside placement groups, `in_group` inside its own; `worker` is its own process's id,
+    `owner_worker` that of the process that made it ("" for a detached one)."""
 
     id: str
     job: str
@@ -38,6 +38,7 @@ class RawActor:
     worker: str
     owner_worker: str
     gpus: Mapping[int, float]
+    in_group: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,22 @@ class RawWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RawProcess:
+    """A process on a device, as its node says (`moorage.cluster.devices`). `started` with `pid` names it for good;
+    `job` and `submission` are what its environment says, "" where it says nothing; `mib` is -1 where unknown.
+    `asked_ms`: when its node was asked (wall time); one answer is seen by several looks."""
+
+    device: int
+    pid: int
+    started: int
+    mib: int
+    command: str
+    job: str
+    submission: str
+    asked_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RawDriver:
     """A Ray job: the submission behind it, or ""."""
 
@@ -73,7 +90,8 @@ class RawDriver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """What one look read. `nodes` maps Ray's node id to our name, `workers` holds the nodes that were asked.
+    """What one look read. `nodes` maps Ray's node id to our name, `workers` and `processes` hold the nodes that
+    were asked. `starting`: actors in their constructor, as far as they are known.
 
     `deployers`: Serve application -> Ray job, None when Serve did not say. `own_job` is the agent's Ray job.
     """
@@ -82,8 +100,10 @@ class Records:
     drivers: Mapping[str, RawDriver]
     own_job: str
     actors: Sequence[RawActor] = ()
+    starting: Sequence[RawActor] = ()
     groups: Sequence[RawGroup] = ()
     workers: Mapping[str, Sequence[RawWorker]] = field(default_factory=dict)
+    processes: Mapping[str, Sequence[RawProcess]] = field(default_factory=dict)
     deployers: Mapping[str, str] | None = None
 
 
@@ -129,9 +149,10 @@ def assemble(records: Records, at_ns: int, complete: bool, rest: Mapping[str, in
                 left[node] = left.get(node, 0) - _milli(sum(worker.gpus.values()))
     found += _starting(records, apps, known, at_ns)
     found += _tasks(records, at_ns)
+    held = [one for one in found if one.milli_gpu > 0]
     return Seen(
         at_ns=at_ns,
-        holdings=tuple(held for held in found if held.milli_gpu > 0),
+        holdings=(*held, *_processes(records, apps)),
         complete=complete,
         unexplained={_node(records, node): amount for node, amount in sorted(left.items()) if amount > 0},
     )
@@ -183,16 +204,11 @@ def _actor(records: Records, apps: _Apps, one: RawActor) -> Holding:
 
 def _group(records: Records, apps: _Apps, one: RawGroup) -> Holding:
     app = apps.of_group(one) if one.job == records.own_job else ""
-    parts = tuple(
-        Part(node=_node(records, node), device=UNKNOWN_DEVICE, milli_gpu=_milli(amount))
-        for node, amount in one.bundles
-        if _milli(amount)
-    )
     return Holding(
         holder=Holder.GROUP,
         app=app,
         id=one.id,
-        parts=parts,
+        parts=tuple(_reserved(records, one)),
         detached=one.detached,
         name=one.name,
         namespace=one.namespace,
@@ -201,21 +217,45 @@ def _group(records: Records, apps: _Apps, one: RawGroup) -> Holding:
     )
 
 
+def _reserved(records: Records, group: RawGroup) -> Iterator[Part]:
+    """What a group reserves: on the devices of the actors inside, the rest on devices that Ray does not say."""
+    reserved: dict[str, int] = {}
+    for node, amount in group.bundles:
+        reserved[node] = reserved.get(node, 0) + _milli(amount)
+    for actor in records.actors:
+        if actor.group == group.id and reserved.get(actor.node, 0) >= _milli(sum(actor.in_group.values())):
+            reserved[actor.node] -= _milli(sum(actor.in_group.values()))
+            yield from _parts(records, actor.node, actor.in_group)
+    for node, left in reserved.items():
+        if left:
+            yield Part(node=_node(records, node), device=UNKNOWN_DEVICE, milli_gpu=left)
+
+
 def _starting(records: Records, apps: _Apps, known: set[str], at_ns: int) -> list[Holding]:
-    """Actors whose constructor still runs: the table of living actors does not have them yet."""
-    return [
-        Holding(
-            holder=Holder.ACTOR,
-            id=worker.actor,
-            parts=_parts(records, node, worker.gpus),
-            pid=worker.pid,
-            since_ms=at_ns // 10**6,
-            **_whose(records, worker.job, ""),
-        )
-        for node, workers in records.workers.items()
-        for worker in workers
-        if worker.actor and worker.actor not in known
-    ]
+    """Actors whose constructor still runs: the table of living actors does not have them yet. Whose they are says that
+    of those who start (a job's entrypoint is an actor of Ray's dashboard), else the job they run in."""
+    starts = {one.id: one for one in records.starting}
+    found = []
+    for node, workers in records.workers.items():
+        for worker in workers:
+            if not worker.actor or worker.actor in known:
+                continue
+            raw, parts = starts.get(worker.actor), _parts(records, node, worker.gpus)
+            if raw is not None:
+                made = _actor(records, apps, raw)
+                found.append(replace(made, parts=parts, pid=worker.pid, since_ms=at_ns // 10**6))
+                continue
+            found.append(
+                Holding(
+                    holder=Holder.ACTOR,
+                    id=worker.actor,
+                    parts=parts,
+                    pid=worker.pid,
+                    since_ms=at_ns // 10**6,
+                    **_whose(records, worker.job, ""),
+                )
+            )
+    return found
 
 
 def _tasks(records: Records, at_ns: int) -> list[Holding]:
@@ -235,6 +275,43 @@ def _tasks(records: Records, at_ns: int) -> list[Holding]:
         )
         for job, held in sorted(parts.items())
     ]
+
+
+def _processes(records: Records, apps: _Apps) -> Iterator[Holding]:
+    """One holder per process, on all of its devices. An actor's process is its job's whatever its environment says: a
+    worker keeps that of the job it was started for."""
+    actors = {(one.node, one.pid): one for one in records.actors}
+    for node, running in records.processes.items():
+        by_process: dict[tuple[int, int], list[RawProcess]] = {}
+        for one in running:
+            by_process.setdefault((one.pid, one.started), []).append(one)
+        for (pid, started), places in by_process.items():
+            first, actor = places[0], actors.get((node, pid))
+            known = [one.mib for one in places if one.mib >= 0]
+            found = Holding(
+                holder=Holder.PROCESS,
+                id=f"{_node(records, node)}/{pid}/{started}",
+                parts=tuple(
+                    Part(node=_node(records, node), device=one.device, milli_gpu=0) for one in places
+                ),
+                name=first.command,
+                pid=pid,
+                mib=sum(known) if known else -1,
+                since_ms=first.asked_ms,
+            )
+            if actor is not None:
+                made = _actor(records, apps, actor)
+                whose = {
+                    key: getattr(made, key) for key in ("owner", "submission", "owner_dead", "app", "own")
+                }
+                yield replace(found, **{**whose, "submission": made.submission or first.submission})
+            elif first.job:
+                whose = _whose(records, first.job, "")
+                yield replace(
+                    found, **{**whose, "submission": first.submission or whose.get("submission", "")}
+                )
+            else:
+                yield replace(found, submission=first.submission)
 
 
 def _whose(records: Records, job: str, app: str) -> dict[str, Any]:

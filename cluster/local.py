@@ -6,13 +6,20 @@ be SIGKILLed, Ray's own reaper ends its process group: so it must lead one.
 
 Logical GPUs are Ray resources with an index; no hardware stands behind them. `--device-mib` is what the
 ledger may book.
+
+What dies is replaced where Ray can bear it: a worker node by a new one of its name (with a new Ray id), the dashboard,
+and, with `--gcs-storage`, the GCS. Without it the cluster is over when the GCS is (and always with the head's raylet):
+this process ends, and its supervisor starts an empty cluster.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,12 +27,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from moorage.cluster.binding import DEVICE_MIB_LABEL, GPU_MODEL_LABEL, NODE_LABEL
 from moorage.cluster.paths import ClusterPaths, write_json
 
 LOG = logging.getLogger("moorage.cluster.local")
 MIB = 1024 * 1024
-CHECK_PERIOD_S = 1.0
+CHECK_PERIOD_S = 0.5
+START_AGAIN_S = 10.0
+MEMORY, ROCKSDB = "memory", "rocksdb"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +49,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cpus-per-node", type=int, default=8)
     parser.add_argument("--object-store-mib", type=int, default=512, help="per node")
     parser.add_argument("--dashboard-port", type=int, required=True)
+    parser.add_argument(
+        "--gcs-storage",
+        default=MEMORY,
+        help="memory, rocksdb, or HOST:PORT of a Redis: the last two survive the GCS",
+    )
     return parser.parse_args(arguments)
 
 
@@ -71,6 +87,31 @@ def node_arguments(index: int, options: argparse.Namespace) -> dict[str, Any]:
     return common
 
 
+def namespace(options: argparse.Namespace) -> str:
+    """Whose keys in a shared Redis are this pool's: the same at each start of it."""
+    return "moorage-" + hashlib.sha256(os.fsencode(options.home.resolve())).hexdigest()[:16]
+
+
+def storage_environment(options: argparse.Namespace) -> dict[str, str]:
+    """What tells Ray where its GCS keeps its tables; {} for memory. Must be there before Ray is imported."""
+    if options.gcs_storage == MEMORY:
+        return {}
+    if options.gcs_storage == ROCKSDB:
+        return {"RAY_gcs_storage": ROCKSDB, "RAY_gcs_storage_path": str(ClusterPaths(options.home).gcs)}
+    return {"RAY_REDIS_ADDRESS": options.gcs_storage, "RAY_external_storage_namespace": namespace(options)}
+
+
+def clear_storage(options: argparse.Namespace) -> None:
+    """Drop what an earlier cluster of this home left. Moorage has its own record of the jobs: a new cluster starts
+    empty, and never with half of what another one knew."""
+    from moorage.cluster import rayapi
+
+    if options.gcs_storage == ROCKSDB:
+        shutil.rmtree(ClusterPaths(options.home).gcs, ignore_errors=True)
+    elif options.gcs_storage != MEMORY:
+        rayapi.clear_redis(options.gcs_storage, namespace(options))
+
+
 def start(options: argparse.Namespace) -> Any:
     """The running `Cluster`. Raises what Ray raises; whatever had started is stopped first."""
     from ray.cluster_utils import Cluster
@@ -80,6 +121,7 @@ def start(options: argparse.Namespace) -> Any:
     rayapi.check_version()
     if not rayapi.token_is_on():
         raise SystemExit("RAY_AUTH_MODE is not 'token': this cluster would obey anyone on this machine")
+    clear_storage(options)
     cluster = Cluster()
     try:
         with rayapi.address_file_kept_in(str(ClusterPaths(options.home).ray_temp)):
@@ -106,7 +148,14 @@ def describe(cluster: Any, options: argparse.Namespace, dead: list[str]) -> dict
         "dashboard": f"http://{cluster.webui_url}",
         "auth": True,
         "temp_dir": str(ClusterPaths(options.home).ray_temp),
-        "nodes": [{"ray_node_id": n.node_id, "processes": rayapi.node_processes(n)} for n in ordered],
+        "nodes": [
+            {
+                "name": rayapi.node_labels(node)[NODE_LABEL],
+                "ray_node_id": node.node_id,
+                "processes": rayapi.node_processes(node),
+            }
+            for node in ordered
+        ],
         "dead": dead,
     }
 
@@ -119,28 +168,106 @@ def stop(cluster: Any) -> None:
         cluster.remove_node(cluster.head_node, allow_graceful=True)
 
 
+class Nodes:
+    """The cluster's nodes by index, and what is done about processes of theirs that end."""
+
+    def __init__(self, cluster: Any, options: argparse.Namespace) -> None:
+        self._cluster, self._options = cluster, options
+        self._workers = dict(enumerate(self._in_order(), start=1))
+        self._missing: dict[int, float] = {}
+        """Nodes that could not be started again -> when that is tried next (monotonic clock)."""
+
+    @property
+    def missing(self) -> list[str]:
+        """As dead processes are named."""
+        return [f"node-{index}/raylet" for index in sorted(self._missing)]
+
+    def _in_order(self) -> list[Any]:
+        """Worker nodes as they were added; Ray keeps them in a set."""
+        return sorted(self._cluster.worker_nodes, key=lambda node: self._index_of(node))
+
+    @staticmethod
+    def _index_of(node: Any) -> int:
+        from moorage.cluster import rayapi
+
+        return int(rayapi.node_labels(node)[NODE_LABEL].rpartition("-")[2])
+
+    def repair(self) -> bool:
+        """Replace what has ended. False when that cannot be done: the cluster is over."""
+        from moorage.cluster import rayapi
+
+        head = self._cluster.head_node
+        dead = rayapi.dead_kinds(head)
+        if "raylet" in dead or ("gcs_server" in dead and self._options.gcs_storage == MEMORY):
+            return False
+        if "gcs_server" in dead:
+            LOG.error("the GCS has ended: starting it again on what it stored")
+            rayapi.restart_gcs(head)
+        if "dashboard" in dead:
+            LOG.error("the dashboard has ended: starting it again")
+            rayapi.restart_dashboard(head)
+        for index, node in list(self._workers.items()):
+            if "raylet" in rayapi.dead_kinds(node):
+                LOG.error("the raylet of node-%d (%s) has ended: starting it again", index, node.node_id)
+                self._cluster.remove_node(node, allow_graceful=False)
+                del self._workers[index]
+                self._missing[index] = 0.0
+        for index, due in list(self._missing.items()):
+            if time.monotonic() >= due:
+                self._start_again(index)
+        return True
+
+    def _start_again(self, index: int) -> None:
+        """One node. A machine that is too busy gets another try later, and the cluster goes on without the node."""
+        before = {child.pid for child in psutil.Process().children(recursive=True)}
+        try:
+            self._workers[index] = self._cluster.add_node(wait=False, **node_arguments(index, self._options))
+            del self._missing[index]
+        except Exception:
+            LOG.exception("node-%d could not be started again now", index)
+            self._missing[index] = time.monotonic() + START_AGAIN_S
+            for child in psutil.Process().children():
+                if child.pid not in before:
+                    with contextlib.suppress(psutil.Error):
+                        child.kill()
+
+
 def watch(cluster: Any, options: argparse.Namespace, ended: threading.Event) -> int:
-    """Wait for SIGTERM; keep ray.json true about Ray processes that die. 1 when the GCS is gone: nothing is
-    left then."""
+    """Wait for SIGTERM; keep the cluster whole, and ray.json true. 1 when the cluster is over."""
+    paths, nodes = ClusterPaths(options.home), Nodes(cluster, options)
+    written: list[str] = []
+    while not ended.wait(CHECK_PERIOD_S):
+        dead = _dead(cluster) + nodes.missing
+        if dead != written:  # some are not replaced, and stay dead as long as the cluster runs
+            if new := set(dead) - {*written, *nodes.missing}:
+                LOG.error("Ray processes that have ended: %s", sorted(new))
+            write_json(paths.ray_json, describe(cluster, options, dead))
+            written = dead
+        if not dead:
+            continue
+        try:
+            if not nodes.repair():
+                return 1
+        except Exception:
+            LOG.exception("what had ended could not be replaced")
+            return 1
+        left = _dead(cluster) + nodes.missing
+        if left != written:
+            write_json(paths.ray_json, describe(cluster, options, left))
+            written = left
+    return 0
+
+
+def _dead(cluster: Any) -> list[str]:
     from moorage.cluster import rayapi
 
-    paths, known_dead = ClusterPaths(options.home), list[str]()
-    while not ended.wait(CHECK_PERIOD_S):
-        dead = [
-            f"{node.node_id}/{kind}" for node in cluster.list_all_nodes() for kind in rayapi.dead_kinds(node)
-        ]
-        if dead != known_dead:
-            LOG.error("Ray processes that have ended: %s", dead)
-            write_json(paths.ray_json, describe(cluster, options, dead))
-            known_dead = dead
-        if any(name.endswith("/gcs_server") for name in dead):
-            return 1
-    return 0
+    return [f"{node.node_id}/{kind}" for node in cluster.list_all_nodes() for kind in rayapi.dead_kinds(node)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = parse(arguments)
+    os.environ |= storage_environment(options)
     if os.getpgid(0) != os.getpid():
         raise SystemExit("must lead its own process group: Ray's reaper ends the whole group")
     ended = threading.Event()

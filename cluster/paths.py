@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moorage.errors import DataError
+
+log = logging.getLogger(__name__)
 MAX_SOCKET_PATH = 107
 """Bytes in `sockaddr_un.sun_path` less the final zero (unix(7))."""
 
@@ -38,6 +42,11 @@ class ClusterPaths:
     @property
     def agent_sock(self) -> Path:
         return self.root / "agent.sock"
+
+    @property
+    def gcs(self) -> Path:
+        """The tables of a GCS that keeps them on disk (`--gcs-storage rocksdb`)."""
+        return self.root / "gcs"
 
     @property
     def logs(self) -> Path:
@@ -82,9 +91,20 @@ def write_json(path: Path, value: Any) -> None:
     write_private(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any | None:
-    """The value in `path`, or None when there is no such file."""
+def read_json(path: Path, *, strict: bool = False) -> Any | None:
+    """The value in `path`, or None when there is no such file. A damaged one counts as none and is logged; `strict`:
+    DataError (`state-file-damaged`)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return None
+    except ValueError as error:  # no JSON, or no UTF-8
+        if strict:
+            raise DataError(
+                f"{path} is damaged",
+                why=str(error),
+                todo="`moorage up` sets it aside and begins anew; what runs writes it again within a second",
+                code="state-file-damaged",
+            ) from None
+        log.warning("%s is damaged (%s): taken as missing", path, error)
         return None

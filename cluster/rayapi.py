@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,7 +25,9 @@ from ray.core.generated import (
     node_manager_pb2,
     node_manager_pb2_grpc,
 )
+from ray.experimental import internal_kv
 
+from moorage.cluster.binding import NODE_ID_LABEL
 from moorage.cluster.holdings import RawActor, RawDriver, RawGroup, RawWorker
 from moorage.cluster.known import KNOWN, is_known
 from moorage.errors import MoorageError
@@ -121,6 +124,61 @@ def children_stay_in_group() -> bool:
     return bool(ray._private.worker.global_worker.should_capture_child_tasks_in_placement_group)
 
 
+def current_task() -> Any:
+    """The id of the task that this thread runs in: what is started here is a child of it."""
+    return ray._private.worker.global_worker.current_task_id
+
+
+def pending_children(parent: Any) -> set[Any]:
+    """The ids of tasks that this process started in the task `parent` and that have not ended yet, whatever they wait
+    for; of actors' too."""
+    return set(ray._private.worker.global_worker.core_worker.get_pending_children_task_ids(parent))
+
+
+def actor_is_dead(actor_id: str) -> bool:
+    """Whether the GCS says so of an actor, by its id in hex; not of one that it has not heard of yet."""
+    found: dict[str, Any] = ray._private.state.actors(actor_id=actor_id)
+    return found.get("State") == "DEAD"
+
+
+def own_id() -> str:
+    """This process by its worker's id in hex: an actor that was started again is another one."""
+    return str(ray.get_runtime_context().get_worker_id())
+
+
+def has_ended(worker_id: str) -> bool:
+    """Whether a process by its worker's id has, and with it what it had started, but for detached actors: the GCS says
+    so, or its node is gone. Not of one that the GCS has not heard of."""
+    ask = gcs_service_pb2.GetWorkerInfoRequest(worker_id=bytes.fromhex(worker_id))
+    answer = gcs_service_pb2_grpc.WorkerInfoGcsServiceStub(_gcs()).GetWorkerInfo(ask, **_waiting(True))
+    if not answer.HasField("worker_table_data"):
+        return False
+    worker = answer.worker_table_data
+    node = worker.worker_address.node_id.hex()
+    return not worker.is_alive or node not in {one["NodeID"] for one in ray.nodes() if one["Alive"]}
+
+
+def has_detached(group_id: str) -> bool:
+    """Whether a detached actor of this job lives in a placement group, or starts there; by the group's id in hex."""
+    ask = gcs_service_pb2.GetAllActorInfoRequest(
+        filters=gcs_service_pb2.GetAllActorInfoRequest.Filters(job_id=bytes.fromhex(own_job_id()))
+    )
+    rows = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(_gcs()).GetAllActorInfo(ask, **_waiting(True))
+    return any(
+        row.is_detached
+        and row.placement_group_id.hex() == group_id
+        and row.state != gcs_pb2.ActorTableData.DEAD
+        for row in rows.actor_table_data
+    )
+
+
+def group_is_gone(group_id: str) -> bool:
+    """Whether the GCS says that a placement group was removed, or has forgotten it; by its id in hex."""
+    state: Any = ray._private.state.state
+    found = state.placement_group_table(ray.PlacementGroupID(bytes.fromhex(group_id)))
+    return not found or found.get("state") == "REMOVED"
+
+
 def token_is_on() -> bool:
     """Whether this process was told to authenticate to Ray."""
     return os.environ.get("RAY_AUTH_MODE") == "token"
@@ -136,12 +194,46 @@ def driver_is_dead(job_id: str, timeout_s: float = 5) -> bool:
     return any(job.job_id.hex() == job_id and job.is_dead for job in jobs.values())
 
 
+# -- small values that outlive their writer, in the GCS
+
+_KV = "moorage"
+
+
+def kv_put(key: str, value: bytes) -> None:
+    """Keep a value under a key of ours; overwrites."""
+    check_version()
+    internal_kv._internal_kv_put(key, value, overwrite=True, namespace=_KV)
+
+
+def kv_get(key: str) -> bytes | None:
+    check_version()
+    found: bytes | None = internal_kv._internal_kv_get(key, namespace=_KV)
+    return found
+
+
+def kv_keys(prefix: str) -> list[str]:
+    check_version()
+    return [key.decode() for key in internal_kv._internal_kv_list(prefix, namespace=_KV)]
+
+
+def kv_delete(key: str) -> None:
+    check_version()
+    internal_kv._internal_kv_del(key, namespace=_KV)
+
+
 # -- who holds GPUs, and how that is ended: used by the guard
 
 RPC_TIMEOUT_S = 4.0
-_NIL = b"\xff"
+GCS_BACK_S = 60.0
+"""Ray's own `gcs_rpc_server_reconnect_timeout_s`."""
+_WAITING = ("PENDING", "PREPARED")
 _HOLDING = ("CREATED", "RESCHEDULING")
 """States in which a placement group may hold bundles; those it holds have a node."""
+
+
+def _named(ray_id: bytes) -> str:
+    """An id in hex; "" for Ray's nil, which is nothing but ones. One of 256 ids begins with eight of them."""
+    return ray_id.hex() if ray_id.strip(b"\xff") else ""
 
 
 @cache
@@ -155,13 +247,27 @@ def _gcs() -> Any:
     return _channel(ray._private.worker.global_worker.gcs_client.address)
 
 
-def live_actors(limit: int) -> tuple[list[RawActor], bool]:
+def _waiting(patient: bool) -> dict[str, Any]:
+    return {"timeout": GCS_BACK_S, "wait_for_ready": True} if patient else {"timeout": RPC_TIMEOUT_S}
+
+
+def live_actors(limit: int, patient: bool = False) -> tuple[list[RawActor], bool]:
     """Actors that are alive, at most `limit`, and whether these are all. One call to the GCS, filtered there by state;
     1.7 ms for five, and it grows with all living actors, not with those that hold GPUs."""
-    wanted = gcs_service_pb2.GetAllActorInfoRequest.Filters(state=gcs_pb2.ActorTableData.ALIVE)
-    ask = gcs_service_pb2.GetAllActorInfoRequest(limit=limit + 1, filters=wanted)
+    return _actors(limit, gcs_pb2.ActorTableData.ALIVE, patient)
+
+
+def starting_actors(limit: int) -> list[RawActor]:
+    """Actors that have a worker already, and whose constructor has not returned; their node is not said yet."""
+    return [one for one in _actors(limit, gcs_pb2.ActorTableData.PENDING_CREATION)[0] if one.worker]
+
+
+def _actors(limit: int, state: Any, patient: bool = False) -> tuple[list[RawActor], bool]:
+    ask = gcs_service_pb2.GetAllActorInfoRequest(
+        limit=limit + 1, filters=gcs_service_pb2.GetAllActorInfoRequest.Filters(state=state)
+    )
     stub = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(_gcs())
-    rows = list(stub.GetAllActorInfo(ask, timeout=RPC_TIMEOUT_S).actor_table_data)
+    rows = list(stub.GetAllActorInfo(ask, **_waiting(patient)).actor_table_data)
     found = [
         RawActor(
             id=row.actor_id.hex(),
@@ -172,31 +278,34 @@ def live_actors(limit: int) -> tuple[list[RawActor], bool]:
             pid=row.pid,
             detached=row.is_detached,
             since_ms=int(row.start_time),
-            group="" if row.placement_group_id.startswith(_NIL) else row.placement_group_id.hex(),
-            worker=row.address.worker_id.hex(),
+            group=_named(row.placement_group_id),
+            worker=_named(row.address.worker_id),
             owner_worker=row.owner_address.worker_id.hex(),
-            gpus=_slots(row.resource_mapping),
+            gpus=_slots(row.resource_mapping, "GPU"),
+            in_group=_slots(row.resource_mapping, f"GPU_group_{row.placement_group_id.hex()}"),
         )
         for row in rows[:limit]
     ]
     return found, len(rows) <= limit
 
 
-def _slots(mapping: Any) -> dict[int, float]:
-    """{device: amount} of what a worker was given outside placement groups."""
+def _slots(mapping: Any, name: str) -> dict[int, float]:
+    """{device: amount} of what a worker was given under that name: `GPU` outside placement groups."""
     return {
         int(slot.index): float(slot.quantity)
         for entry in mapping
-        if entry.name == "GPU"
+        if entry.name == name
         for slot in entry.resource_ids
     }
 
 
-def placement_groups(limit: int) -> tuple[list[RawGroup], bool]:
-    """Placement groups that hold bundles, at most `limit`, and whether these are all."""
+def placement_groups(limit: int, patient: bool = False, waiting: bool = False) -> tuple[list[RawGroup], bool]:
+    """Placement groups that hold bundles, at most `limit`, and whether these are all. `patient`: a GCS that is away is
+    waited for, as Ray's own calls do. `waiting`: those too that wait to be placed; a bundle of theirs is on the node
+    that its label selector names, if it does."""
     ask = gcs_service_pb2.GetAllPlacementGroupRequest(limit=limit + 1)
     stub = gcs_service_pb2_grpc.PlacementGroupInfoGcsServiceStub(_gcs())
-    rows = list(stub.GetAllPlacementGroup(ask, timeout=RPC_TIMEOUT_S).placement_group_table_data)
+    rows = list(stub.GetAllPlacementGroup(ask, **_waiting(patient)).placement_group_table_data)
     states = gcs_pb2.PlacementGroupTableData.PlacementGroupState
     found = [
         RawGroup(
@@ -207,13 +316,14 @@ def placement_groups(limit: int) -> tuple[list[RawGroup], bool]:
             detached=row.is_detached,
             since_ms=int(row.placement_group_creation_timestamp_ms),
             bundles=tuple(
-                (bundle.node_id.hex(), float(bundle.unit_resources.get("GPU", 0)))
+                (node, float(bundle.unit_resources.get("GPU", 0)))
                 for bundle in row.bundles
-                if bundle.node_id and not bundle.node_id.startswith(_NIL)
+                for node in [_named(bundle.node_id) or (waiting and bundle.label_selector.get(NODE_ID_LABEL))]
+                if node
             ),
         )
         for row in rows[:limit]
-        if states.Name(row.state) in _HOLDING
+        if states.Name(row.state) in (_HOLDING + _WAITING if waiting else _HOLDING)
     ]
     return found, len(rows) <= limit
 
@@ -249,7 +359,7 @@ def gpu_workers(address: str) -> list[RawWorker]:
         held = worker.used_resources.get("GPU")
         gpus = {int(s.slot): float(s.allocation) for s in held.resource_slots} if held is not None else {}
         if gpus:
-            actor = "" if worker.actor_id.startswith(_NIL) else worker.actor_id.hex()
+            actor = _named(worker.actor_id)
             found.append(RawWorker(job=worker.job_id.hex(), actor=actor, pid=worker.pid, gpus=gpus))
     return found
 
@@ -282,11 +392,12 @@ def kill_actor(actor_id: str) -> None:
     stub.KillActorViaGcs(ask, timeout=RPC_TIMEOUT_S)
 
 
-def remove_group(group_id: str) -> None:
-    """Remove a placement group by its id, with all that runs in it; one that is gone is fine."""
+def remove_group(group_id: str, patient: bool = False) -> None:
+    """Remove a placement group by its id, with all that runs in it; one that is gone is fine. `patient`: a GCS that is
+    away is waited for."""
     stub = gcs_service_pb2_grpc.PlacementGroupInfoGcsServiceStub(_gcs())
     ask = gcs_service_pb2.RemovePlacementGroupRequest(placement_group_id=bytes.fromhex(group_id))
-    stub.RemovePlacementGroup(ask, timeout=RPC_TIMEOUT_S)
+    stub.RemovePlacementGroup(ask, **_waiting(patient))
 
 
 def finish_job(job_id: str) -> None:
@@ -303,3 +414,46 @@ def delete_app(app: str, deployer: str) -> None:
     controller = _serve_controller()
     if controller is not None and serve_deployers().get(app) == deployer:
         ray.get(controller.delete_apps.remote([app]), timeout=RPC_TIMEOUT_S)
+
+
+def store_package(uri: str, archive: Path) -> None:
+    """Keep a package where runtime environments look for it, as the dashboard does, which takes 100 MiB at most.
+
+    Raises ValueError for more than Ray holds in one piece, RuntimeError when Ray does not take it.
+    """
+    from ray._private.runtime_env.packaging import upload_package_to_gcs
+
+    upload_package_to_gcs(uri, archive.read_bytes())
+
+
+# -- processes of a cluster of our own that have ended
+
+
+def node_labels(node: Any) -> dict[str, str]:
+    """The labels that a `ray._private.node.Node` was started with."""
+    return dict(node._ray_params.labels or {})
+
+
+def restart_gcs(head: Any) -> None:
+    """Start the GCS again where the old one listened; it must have a store that outlived it. As Ray's own tests do."""
+    check_version()
+    head.kill_gcs_server(check_alive=False)
+    head.start_gcs_server()
+    head.get_gcs_client()
+
+
+def restart_dashboard(head: Any) -> None:
+    """Start the dashboard (it serves the Jobs API) again, on its port."""
+    check_version()
+    head.kill_dashboard(check_alive=False)
+    head.start_api_server(include_dashboard=True, raise_on_failure=False)
+
+
+def clear_redis(address: str, namespace: str) -> None:
+    """Drop the keys of one cluster from a Redis."""
+    from ray._private.gcs_utils import cleanup_redis_storage
+
+    check_version()
+    host, _, port = address.rpartition(":")
+    password = os.environ.get("RAY_REDIS_PASSWORD", "")
+    cleanup_redis_storage(host, int(port), password, False, namespace)

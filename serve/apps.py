@@ -42,6 +42,7 @@ class Deployed:
 
     def __init__(self) -> None:
         self._names: list[str] = []
+        self._put: set[str] = set()
         self._stop = threading.Event()
         atexit.register(self.remove)
 
@@ -63,12 +64,7 @@ class Deployed:
         names = [app_name(team, spec.endpoint) for spec, _ in endpoints]
         self._names += names
         targets = [
-            serve.RunTarget(
-                target=application(replace(spec, owner=owner), options),
-                name=name,
-                route_prefix=f"/{name}",
-                logging_config={"enable_access_log": False, "log_level": "WARNING"},
-            )
+            _target(name, replace(spec, owner=owner), options)
             for name, (spec, options) in zip(names, endpoints, strict=True)
         ]
         serve.run_many(targets, wait_for_applications_running=False)
@@ -76,6 +72,20 @@ class Deployed:
         for name in names:
             self._wait(name, deadline)
         return names
+
+    def put(self, name: str, spec: HostSpec, options: Mapping[str, Any]) -> None:
+        """Run one application more under exactly this name, and do not wait for it. Whoever puts it there
+        looks after it (`until_stopped` does not); `remove` takes it away."""
+        owner = ray.get_runtime_context().get_job_id()
+        self._put.add(name)
+        serve.run_many(
+            [_target(name, replace(spec, owner=owner), options)], wait_for_applications_running=False
+        )
+
+    def drop(self, name: str) -> None:
+        """Have one application ended by Serve, which lets it answer what it has first; does not wait."""
+        self._put.discard(name)
+        serve.delete(name, _blocking=False)
 
     def _wait(self, name: str, deadline: float) -> None:
         status, message = "not there", ""
@@ -120,8 +130,17 @@ class Deployed:
 
     def remove(self) -> list[str]:
         """Take the applications out of Serve; the names it asked to remove."""
-        names, self._names = self._names, []
+        names, self._names, self._put = [*self._names, *sorted(self._put)], [], set()
         return remove(names) if names and ray.is_initialized() else []
+
+
+def _target(name: str, spec: HostSpec, options: Mapping[str, Any]) -> serve.RunTarget:
+    return serve.RunTarget(
+        target=application(spec, options),
+        name=name,
+        route_prefix=f"/{name}",
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
 
 
 def _state(name: str) -> tuple[str, str]:

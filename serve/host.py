@@ -9,26 +9,29 @@ what a flight is.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import ray
 from fastapi import FastAPI
 from ray import serve
 
-from moorage.cluster.rayapi import driver_is_dead, resource_ids
+from moorage.cluster.rayapi import driver_is_dead, kv_put, resource_ids
 from moorage.errors import InvalidRequest
 from moorage.serve.batching import BatchLimits, BatchWorker, Failed
 from moorage.serve.contract import Answer, ModelRef, Request
+from moorage.serve.load import LoadMeter
 from moorage.serve.monitors import EndpointMetrics
 from moorage.serve.web import endpoint_app
 
 _LOG = logging.getLogger("ray.serve")
 OWNER_CHECK_S = 5.0
+_ROUTER_QUEUE = 64
 
 
 class Predictor(Protocol):
@@ -54,7 +57,8 @@ class HostSpec:
     """Everything a replica needs to become an endpoint. `load` and the types must be importable on the
     worker.
 
-    `owner` is the Ray job id (hex) of the driver whose end takes the application away; "" for none.
+    `owner` is the Ray job id (hex) of the driver whose end takes the application away; "" for none. `tells`: a replica
+    tells its load every so many seconds (`cluster.rayapi.kv_get(load_key(app))`); 0 for never.
     """
 
     endpoint: str
@@ -64,10 +68,16 @@ class HostSpec:
     limits: BatchLimits = field(default_factory=BatchLimits)
     max_waiting: int = 2048
     owner: str = ""
+    tells: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.endpoint.replace("-", "").replace("_", "").isalnum():
             raise InvalidRequest(f"endpoint name {self.endpoint!r} may hold letters, digits, - and _ only")
+
+
+def load_key(app: str) -> str:
+    """Where the one replica of an application tells its load."""
+    return f"load:{app}"
 
 
 class ModelFailed(Exception):
@@ -85,6 +95,8 @@ class ModelHost:
         self.data_version = model.data_version
         self._metrics = EndpointMetrics(spec.endpoint, self.model_ref.name, self.model_ref.version)
         self._devices = sorted(resource_ids().get("GPU", {}).items())
+        self._meter = LoadMeter()
+        self._telling = asyncio.create_task(self._tell()) if spec.tells else None
         self._watch = asyncio.create_task(self._watch_owner()) if spec.owner else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -92,8 +104,11 @@ class ModelHost:
 
     async def answer(self, row: Request, request_id: str) -> Answer:
         """The typed answer of one row; raises `ModelFailed` when the model cannot answer this row."""
-        started = time.perf_counter()
-        outcome = await self._worker.submit(row)
+        started, began = time.perf_counter(), self._meter.begin()
+        try:
+            outcome = await self._worker.submit(row)
+        finally:
+            self._meter.end(began)
         if isinstance(outcome, Failed):
             self._metrics.request("failed")
             raise ModelFailed(f"{type(outcome.error).__name__} in the model") from outcome.error
@@ -120,6 +135,19 @@ class ModelHost:
             "limits": {"max_rows": self.spec.limits.max_rows, "wait_ms": self.spec.limits.wait_ms},
             "batching": self._worker.stats.as_dict(),
         }
+
+    async def _tell(self) -> None:
+        """Through the GCS and not as an answer: a replica that is too busy to answer is the one to hear from."""
+        loop = asyncio.get_running_loop()
+        key = load_key(serve.get_replica_context().app_name)
+        node, devices = ray.get_runtime_context().get_node_id(), tuple(at for at, _ in self._devices)
+        while True:
+            told = json.dumps(asdict(self._meter.read(node, devices))).encode()
+            try:
+                await loop.run_in_executor(None, kv_put, key, told)
+            except Exception:
+                _LOG.warning("could not tell the load", exc_info=True)
+            await asyncio.sleep(self.spec.tells)
 
     async def _watch_owner(self) -> None:
         """Take the application out of Serve when the driver that deployed it is gone (a SIGKILL gave it no
@@ -150,15 +178,16 @@ class ModelHost:
 def application(spec: HostSpec, options: Mapping[str, Any], *, replicas: int = 1) -> serve.Application:
     """A Serve application of one deployment; `options` comes from `moorage.serve.placement.placement`.
 
-    `max_ongoing_requests` is two full batches (one computes, one fills) and then some; what comes beyond
-    `max_waiting` is answered 503 at once instead of piling up.
+    Requests wait in the replica, not in Serve's router: there the load meter sees them, the batches take all of them,
+    and a replica that has nothing in flight has nothing waiting either. What comes beyond `max_waiting` (and a few
+    that the router keeps) is answered 503 at once instead of piling up.
     """
     deployment = serve.deployment(serve.ingress()(ModelHost)).options(
         name=spec.endpoint,
         num_replicas=replicas,
         ray_actor_options=dict(options),
-        max_ongoing_requests=max(64, 4 * spec.limits.max_rows),
-        max_queued_requests=spec.max_waiting,
+        max_ongoing_requests=max(64, 4 * spec.limits.max_rows, spec.max_waiting),
+        max_queued_requests=_ROUTER_QUEUE,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=5,
     )

@@ -27,6 +27,8 @@ _LAZY = {
     "Peers": "loop",
     "train_steps": "loop",
     "StepLog": "steplog",
+    "told": "elastic",
+    "hand_over": "elastic",
 }
 
 __all__ = list(_LAZY)

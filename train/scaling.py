@@ -6,10 +6,12 @@ on a laptop without a pool. What each of Ray's interfaces obeys was measured; se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moorage.cluster.binding import LeaseView, WorkerView, current, node_selector
+from moorage.cluster.binding import LeaseView, WorkerView, node_selector
+from moorage.cluster.following import ELASTIC_VARIABLE, context, feed
 from moorage.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ SLOT = "moorage_slot"
 
 def _workers(lease: LeaseView | None) -> tuple[WorkerView, ...]:
     """The lease's workers, or () outside Moorage. Raises InvalidRequest when the lease has none."""
-    lease = lease or current()
+    lease = lease or context()
     if lease is None:
         return ()
     if not lease.workers:
@@ -49,12 +51,18 @@ def _equal_resources(workers: tuple[WorkerView, ...]) -> dict[str, float]:
 
 
 def scaling_config(
-    num_workers: int | None = None, *, lease: LeaseView | None = None, cpus_outside: float = 1, **more: Any
+    num_workers: int | None = None,
+    *,
+    lease: LeaseView | None = None,
+    follow: bool = False,
+    cpus_outside: float = 1,
+    **more: Any,
 ) -> ScalingConfig:
     """A `ScalingConfig` that puts one training worker on each worker of the lease.
 
     `num_workers` uses fewer than the lease holds (more is refused); `more` goes to `ScalingConfig` unchanged.
-    Outside Moorage: `num_workers` (default 1) workers of `cpus_outside` CPUs anywhere.
+    `follow`: the run has as many workers as the lease at any time; it is restarted at another size from its last
+    checkpoint (docs/elastic.md). Outside Moorage: `num_workers` (default 1) workers of `cpus_outside` CPUs anywhere.
     """
     from ray.train import ScalingConfig
 
@@ -70,6 +78,11 @@ def scaling_config(
             code="lease-too-small",
         )
     resources = _equal_resources(workers[:count])
+    if follow and num_workers is None and os.environ.get(ELASTIC_VARIABLE):
+        from moorage.cluster.raytrain import LeaseScaling, announce
+
+        announce()
+        return LeaseScaling(use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources, **more)
     selectors = [node_selector(worker.ray_node_id) for worker in workers[:count]]
     return ScalingConfig(
         num_workers=count,
@@ -108,7 +121,8 @@ def tune_resources(
                 todo="build the TuneConfig with moorage.train.tune_config(configs, ...)",
                 code="trial-without-slot",
             )
-        worker = workers[int(slot)]
+        now = _workers(lease)  # an elastic job's lease may be another one by now
+        worker = now[min(int(slot), len(now) - 1)]
         selectors = [node_selector(worker.ray_node_id)]
         return PlacementGroupFactory([worker.resources()], bundle_label_selector=selectors)
 
@@ -121,13 +135,31 @@ def tune_config(
     metric: str,
     mode: str = "min",
     lease: LeaseView | None = None,
+    follow: bool = False,
     **more: Any,
 ) -> TuneConfig:
-    """A `TuneConfig` that runs `configs` in order, as many at a time as the lease has workers."""
+    """A `TuneConfig` that runs `configs` in order, as many at a time as the lease has workers.
+
+    `follow`: of an elastic job, as many as it has at any time. Trials that are too many are paused at their next
+    report, with its checkpoint, and go on later.
+    """
     from ray.tune import TuneConfig
 
-    from moorage.train.search import LeasedSearch
+    from moorage.train.search import LeasedSearch, ParkTrials
 
+    if follow and lease is None and os.environ.get(ELASTIC_VARIABLE) and (heard := feed()) is not None:
+        heard.follow()
+        search = LeasedSearch(configs, tune_slots)
+        more["scheduler"] = ParkTrials(search, tune_resources(), more.get("scheduler"))
+        more["reuse_actors"] = False  # an actor that is kept for the next trial keeps its device
+        return TuneConfig(
+            metric=metric,
+            mode=mode,
+            search_alg=search,
+            num_samples=len(configs),
+            max_concurrent_trials=None,
+            **more,
+        )
     slots = tune_slots(lease)
     return TuneConfig(
         metric=metric,

@@ -4,18 +4,27 @@ This folder is put at the head of a job's PYTHONPATH. Nothing here may fail: it 
 """
 
 import importlib.machinery
-import importlib.util
 import os
 import sys
 
 
+class _WithRay:
+    """Binds once Ray is imported: a process that never does pays nothing, not even the imports."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: object = None, target: object = None) -> None:
+        if fullname == "ray" and _WithRay in sys.meta_path:
+            sys.meta_path.remove(_WithRay)
+            try:
+                from moorage.cluster import autobind
+            except ImportError:
+                return  # the job brought an environment of its own without Moorage
+            autobind.install()
+
+
 def _bind() -> None:
     if os.environ.get("MOORAGE_LEASE") and os.environ.get("MOORAGE_BIND") == "on":
-        try:
-            from moorage.cluster import autobind
-        except ImportError:
-            return  # the job brought an environment of its own without Moorage
-        autobind.install()
+        sys.meta_path.insert(0, _WithRay)
 
 
 def _tidy() -> None:
@@ -37,7 +46,9 @@ def _others() -> None:
     path = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", path)
     if spec is not None and spec.loader is not None:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        from importlib import util
+
+        spec.loader.exec_module(util.module_from_spec(spec))
 
 
 _tidy()
