@@ -17,38 +17,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 from uuid import uuid4
 
 import httpx
 
 from moorage.cluster.binding import LeaseView, decode
 from moorage.errors import (
-    Conflict,
-    Forbidden,
-    Infeasible,
     InvalidRequest,
     LeaseTimeout,
     MoorageError,
     NotFound,
-    TooLarge,
-    Unauthenticated,
     Unavailable,
 )
+from moorage.runtime import answers
+from moorage.runtime.asking import (
+    HOME_VARIABLE,
+    TOKEN_VARIABLE,
+    URL_VARIABLE,
+    error_of,
+    front_door,
+    segment,
+)
+from moorage.runtime.asking import token as read_token
 
 log = logging.getLogger("moorage.client")
-URL_VARIABLE, TOKEN_VARIABLE, HOME_VARIABLE = "MOORAGE_URL", "MOORAGE_TOKEN", "MOORAGE_HOME"
-_BY_STATUS: dict[int, type[MoorageError]] = {
-    400: InvalidRequest,
-    401: Unauthenticated,
-    403: Forbidden,
-    404: NotFound,
-    408: LeaseTimeout,
-    409: Conflict,
-    413: TooLarge,
-    422: Infeasible,
-    503: Unavailable,
-}
 
 
 class Client:
@@ -76,8 +69,8 @@ class Client:
         if url and token and not explicit:
             return cls(url, token)
         where = Path(os.path.expanduser(home or os.environ.get(HOME_VARIABLE) or "~/.moorage"))
-        found = (url if home is None else None) or _front_door(where)
-        return cls(found, (token if not explicit else None) or _token(where, principal))
+        found = (url if home is None else None) or front_door(where)
+        return cls(found, (token if not explicit else None) or read_token(where, principal))
 
     def close(self) -> None:
         self._http.close()
@@ -127,50 +120,80 @@ class Client:
     def status(self) -> dict[str, Any]:
         return _object(self.request("GET", "/moorage/v1/status"))
 
-    def jobs(self, state: str | None = None, limit: int = 200) -> list[dict[str, Any]]:
+    def metrics(self) -> str:
+        """The pool's metrics in Prometheus' text format."""
+        try:
+            answer = self._http.get("/metrics")
+        except httpx.HTTPError as error:
+            raise Unavailable(f"The front door at {self.url} cannot be reached", why=str(error)) from error
+        if answer.is_error:
+            raise error_of(answer)
+        return answer.text
+
+    def whoami(self) -> answers.WhoAmI:
+        """Whose token this client has."""
+        return cast(answers.WhoAmI, _object(self.request("GET", "/moorage/v1/whoami")))
+
+    def jobs(self, state: str | None = None, limit: int = 200) -> list[answers.Job]:
+        """Of the caller's teams, newest first."""
         query: dict[str, str | int] = {"limit": limit} | ({"state": state} if state else {})
-        return _objects(self.request("GET", "/moorage/v1/jobs", query=query))
+        return cast(list[answers.Job], _objects(self.request("GET", "/moorage/v1/jobs", query=query)))
 
-    def job(self, job_id: str) -> dict[str, Any]:
-        return _object(self.request("GET", f"/moorage/v1/jobs/{_segment(job_id)}"))
+    def job(self, job_id: str) -> answers.Job:
+        """With its attempts. `NotFound` also for other teams' jobs."""
+        return cast(answers.Job, _object(self.request("GET", f"/moorage/v1/jobs/{segment(job_id)}")))
 
-    def why(self, job_id: str) -> dict[str, Any]:
+    def why(self, job_id: str) -> answers.Why:
         """The job, why it waits, what would start it now, and what it holds."""
-        return _object(self.request("GET", f"/moorage/v1/jobs/{_segment(job_id)}/why"))
+        return cast(answers.Why, _object(self.request("GET", f"/moorage/v1/jobs/{segment(job_id)}/why")))
 
     def events(
         self, job_id: str | None = None, after: int = 0, limit: int = 100, last: int = 0
-    ) -> list[dict[str, Any]]:
+    ) -> list[answers.Event]:
         """The oldest `limit` events after `after`; with `last` the newest so many of them instead. In order."""
-        path = "/moorage/v1/events" if job_id is None else f"/moorage/v1/jobs/{_segment(job_id)}/events"
-        return _objects(
-            self.request("GET", path, query={"after": after} | ({"last": last} if last else {"limit": limit}))
-        )
+        path = "/moorage/v1/events" if job_id is None else f"/moorage/v1/jobs/{segment(job_id)}/events"
+        query = {"after": after} | ({"last": last} if last else {"limit": limit})
+        return cast(list[answers.Event], _objects(self.request("GET", path, query=query)))
 
-    def quotas(self) -> dict[str, Any]:
+    def quotas(self) -> answers.Quotas:
         """`version` and `file`: the tree of teams in force, as a teams file says it."""
-        return _object(self.request("GET", "/moorage/v1/quotas"))
+        return cast(answers.Quotas, _object(self.request("GET", "/moorage/v1/quotas")))
 
     def put_quotas(
         self, text: str, base: int | None = None, force: bool = False, dry_run: bool = False
-    ) -> dict[str, Any]:
+    ) -> answers.QuotasPut:
         """Put a teams file (YAML) in force: `version`, `applied`, `changes`. `base`: only if that version still is."""
         body = {"file": text, "base": base, "force": force, "dry_run": dry_run}
-        return _object(self.request("PUT", "/moorage/v1/quotas", body=body))
+        return cast(answers.QuotasPut, _object(self.request("PUT", "/moorage/v1/quotas", body=body)))
 
-    def drain(self, node: str, why: str = "") -> dict[str, Any]:
+    def drain(self, node: str, why: str = "") -> answers.Drained:
         """Let a node take nothing new; `jobs` are those that still hold a part of it."""
-        return _object(self.request("POST", f"/moorage/v1/nodes/{_segment(node)}/drain", body={"why": why}))
+        path = f"/moorage/v1/nodes/{segment(node)}/drain"
+        return cast(answers.Drained, _object(self.request("POST", path, body={"why": why})))
 
-    def undrain(self, node: str) -> dict[str, Any]:
-        return _object(self.request("DELETE", f"/moorage/v1/nodes/{_segment(node)}/drain"))
+    def undrain(self, node: str) -> answers.Drained:
+        path = f"/moorage/v1/nodes/{segment(node)}/drain"
+        return cast(answers.Drained, _object(self.request("DELETE", path)))
+
+    def usage(self, minutes: int = 60, points: int = 60) -> answers.Usage:
+        """GPUs held by each team over the last `minutes`, as means over `points` equal parts of them."""
+        query = {"minutes": minutes, "points": points}
+        return cast(answers.Usage, _object(self.request("GET", "/moorage/v1/usage", query=query)))
 
     def cost(self) -> dict[str, Any]:
         return _object(self.request("GET", "/moorage/v1/cost"))
 
-    def guard(self) -> dict[str, Any]:
+    def guard(self) -> answers.GuardReport:
         """What the guard found, and what it does about it."""
-        return _object(self.request("GET", "/moorage/v1/guard"))
+        return cast(answers.GuardReport, _object(self.request("GET", "/moorage/v1/guard")))
+
+    def ray_dashboard(self) -> answers.RayView:
+        """A view of Ray's dashboard; the cookie that opens it stays with this client."""
+        return cast(answers.RayView, _object(self.request("POST", "/moorage/v1/ray-dashboard")))
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of these routes."""
+        return _object(self.request("GET", "/moorage/v1/openapi.json"))
 
     def submit(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> str:
         """`body` is that of Ray's `POST /api/jobs/`; the job id."""
@@ -178,15 +201,15 @@ class Client:
         return str(self.request("POST", "/api/jobs/", body=body, headers=headers)["submission_id"])
 
     def stop(self, job_id: str) -> bool:
-        return bool(self.request("POST", f"/api/jobs/{_segment(job_id)}/stop")["stopped"])
+        return bool(self.request("POST", f"/api/jobs/{segment(job_id)}/stop")["stopped"])
 
     def logs(self, job_id: str) -> str:
-        return str(self.request("GET", f"/api/jobs/{_segment(job_id)}/logs", timeout_s=600)["logs"])
+        return str(self.request("GET", f"/api/jobs/{segment(job_id)}/logs", timeout_s=600)["logs"])
 
     def has_package(self, name: str) -> bool:
         """Whether this caller has uploaded the package of that name."""
         try:
-            self.request("GET", f"/api/packages/gcs/{_segment(name)}")
+            self.request("GET", f"/api/packages/gcs/{segment(name)}")
         except NotFound:
             return False
         return True
@@ -197,7 +220,7 @@ class Client:
             size = str(archive.stat().st_size)
             try:
                 answer = self._http.put(
-                    f"/api/packages/gcs/{_segment(name)}",
+                    f"/api/packages/gcs/{segment(name)}",
                     content=iter(lambda: body.read(1 << 20), b""),
                     headers={"Content-Length": size},
                     timeout=600,
@@ -207,25 +230,49 @@ class Client:
         if answer.is_error:
             raise error_of(answer)
 
-    def notice(self, job_id: str, wait_s: int = 0) -> dict[str, Any] | None:
+    def notice(self, job_id: str, wait_s: int = 0) -> answers.Notice | None:
         """The notice to leave that a job was given; waits up to `wait_s` seconds (60 at most) for one."""
-        path = f"/moorage/v1/jobs/{_segment(job_id)}/notice"
-        found = _object(self.request("GET", path, query={"wait_s": wait_s}, timeout_s=wait_s + 30))["notice"]
-        return None if found is None else _object(found)
+        path = f"/moorage/v1/jobs/{segment(job_id)}/notice"
+        found = self.request("GET", path, query={"wait_s": wait_s}, timeout_s=wait_s + 30)
+        return cast(answers.Noticed, _object(found))["notice"]
+
+    def lease_now(self, job_id: str, after: str = "", wait_s: int = 0) -> answers.HeldLease | None:
+        """A running job's lease as it is now, None while it holds nothing. With `after`, its last `version`: when it is
+        another, or after `wait_s` seconds (60 at most)."""
+        path = f"/moorage/v1/jobs/{segment(job_id)}/lease"
+        query: dict[str, str | int] = {"wait_s": wait_s} | ({"after": after} if after else {})
+        found = self.request("GET", path, query=query, timeout_s=wait_s + 30)
+        return cast(answers.LeaseAnswer, _object(found))["now"]
+
+    def follow_lease(
+        self, job_id: str, *, follows: bool = True, workers: int | None = None, wants: int | None = None
+    ) -> bool:
+        """Say that a running job follows its lease, holds no more than its first `workers`, has use for `wants`.
+        Whether the lease is that small now."""
+        body = {"follows": follows, "workers": workers, "wants": wants}
+        path = f"/moorage/v1/jobs/{segment(job_id)}/lease"
+        return bool(self.request("POST", path, body=body)["resized"])
 
     def answer_notice(self, job_id: str, said: str, step: int | None = None) -> bool:
         """Record that a job `checkpointed` or is `leaving` on its notice; False when it has none."""
         body = {"said": said} | ({} if step is None else {"step": step})
-        path = f"/moorage/v1/jobs/{_segment(job_id)}/notice"
+        path = f"/moorage/v1/jobs/{segment(job_id)}/notice"
         return bool(self.request("POST", path, body=body)["recorded"])
 
-    def publish_endpoint(self, name: str, app: str, route: str, job_id: str | None = None) -> dict[str, Any]:
+    def publish_endpoint(
+        self, name: str, app: str, route: str, job_id: str | None = None
+    ) -> answers.Endpoint:
         """Publish the caller's Serve application under `/endpoints/<name>/`."""
         body = {"name": name, "app": app, "route": route} | ({"job_id": job_id} if job_id else {})
-        return _object(self.request("POST", "/moorage/v1/endpoints", body=body))
+        return cast(answers.Endpoint, _object(self.request("POST", "/moorage/v1/endpoints", body=body)))
 
-    def endpoints(self) -> list[dict[str, Any]]:
-        return _objects(self.request("GET", "/moorage/v1/endpoints"))
+    def report_replicas(self, name: str, said: Mapping[str, Any]) -> answers.Reported:
+        """Say what there is of the replicas of an endpoint of the caller's; the endpoint, with why more wait."""
+        path = f"/moorage/v1/endpoints/{segment(name)}/replicas"
+        return cast(answers.Reported, _object(self.request("PUT", path, body=said)))
+
+    def endpoints(self) -> list[answers.Endpoint]:
+        return cast(list[answers.Endpoint], _objects(self.request("GET", "/moorage/v1/endpoints")))
 
     def grow(
         self,
@@ -263,8 +310,13 @@ class Client:
                     raise LeaseTimeout("No lease was granted", why=str(error)) from error
                 time.sleep(1.0)
 
+    def withdraw(self, job_id: str, name: str) -> bool:
+        """End the named ask of a `grow` that waits elsewhere, or was just granted; False when there is none."""
+        path = f"/moorage/v1/jobs/{segment(job_id)}/asks/{segment(name)}"
+        return bool(self.request("DELETE", path)["released"])
+
     def release(self, lease_id: str) -> bool:
-        return bool(self.request("DELETE", f"/moorage/v1/leases/{_segment(lease_id)}")["released"])
+        return bool(self.request("DELETE", f"/moorage/v1/leases/{segment(lease_id)}")["released"])
 
 
 @contextmanager
@@ -301,27 +353,6 @@ def lease(
             own.close()
 
 
-def error_of(answer: httpx.Response) -> MoorageError:
-    """The error behind a problem document; of the plain kind when the body is none."""
-    kind = _BY_STATUS.get(answer.status_code, MoorageError)
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("title"), str):
-        error = kind(f"The front door answered {answer.status_code}", why=answer.text[:200])
-    else:
-        error = kind(
-            found["title"],
-            why=str(found.get("why", "")),
-            todo=str(found.get("todo", "")),
-            code=str(found.get("code", "")) or None,
-            **{k: v for k, v in found.items() if k in ("errors", "reason")},
-        )
-    error.http_status = answer.status_code
-    return error
-
-
 def milli(what: str, amount: float) -> int:
     """Thousandths; refuses what is not a finite amount with at most three decimals."""
     if (
@@ -339,13 +370,6 @@ def milli(what: str, amount: float) -> int:
     return whole
 
 
-def _segment(text: str) -> str:
-    """A path segment; what would change the path is refused instead of sent."""
-    if not text or text in (".", "..") or any(mark in text for mark in "/?#\\%") or not text.isprintable():
-        raise InvalidRequest(f"{text[:80]!r} is not an id", code="bad-id")
-    return text
-
-
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Unavailable("The front door's answer is not an object")
@@ -356,31 +380,3 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise Unavailable("The front door's answer is not a list")
     return value
-
-
-def _front_door(home: Path) -> str:
-    try:
-        found = json.loads((home / "pool.json").read_text(encoding="utf-8"))["front_door"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NotFound(
-            f"No pool is up in {home}",
-            todo=f"start one with `moorage up`, or set {URL_VARIABLE} and {TOKEN_VARIABLE}",
-            code="pool-not-up",
-        ) from error
-    return str(found) if "://" in str(found) else f"http://{found}"
-
-
-def _known_tokens(home: Path) -> str:
-    names = sorted(path.stem for path in (home / "tokens").glob("*.token"))
-    return f"set {TOKEN_VARIABLE}" + (f", or say one of: {', '.join(names)}" if names else "")
-
-
-def _token(home: Path, principal: str) -> str:
-    try:
-        return (home / "tokens" / f"{_segment(principal)}.token").read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise Unauthenticated(
-            f"There is no token for {principal!r} that you can read",
-            why=f"{home}/tokens/{principal}.token: {error.strerror}",
-            todo=_known_tokens(home),
-        ) from error

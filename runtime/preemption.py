@@ -17,14 +17,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from moorage.errors import Forbidden, MoorageError, NotFound, Unauthenticated
-from moorage.runtime.client import TOKEN_VARIABLE, URL_VARIABLE, Client
+from moorage.runtime.asking import TOKEN_VARIABLE, URL_VARIABLE
+from moorage.runtime.client import Client
 
 RELEASED = 75
 """The exit code of an entrypoint that leaves on notice."""
@@ -52,7 +53,9 @@ class Notice:
 class Watcher:
     """Waits for the notice of one attempt in a thread of its own; `notice` is what it heard."""
 
-    def __init__(self, job: str, ask: Callable[[], dict[str, Any] | None], relay: Path | None = None) -> None:
+    def __init__(
+        self, job: str, ask: Callable[[], Mapping[str, Any] | None], relay: Path | None = None
+    ) -> None:
         self.notice: Notice | None = None
         self._job, self._ask, self._relay = job, ask, relay
         self._ended = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def undrain(node: str, home: Path | None, principal: str, as_json: bool) -> None
         _say(client.undrain(node), as_json)
 
 
-def _say(done: dict[str, Any], as_json: bool) -> None:
+def _say(done: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         shared.print_json(done)
         return

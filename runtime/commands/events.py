@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from moorage.errors import InvalidRequest, Unavailable
+from moorage.runtime.answers import Event
 from moorage.runtime.client import Client
 from moorage.runtime.commands import shared
 
@@ -82,7 +83,7 @@ def following(
     first: int | None,
     every: float,
     pause: Callable[[float], None] = time.sleep,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Event]:
     """Events after `after`, of those that are there only the `first` newest (None = all), and each that comes."""
     if first is not None:
         begun = client.events(job_id, after, last=max(first, 1))
@@ -104,13 +105,13 @@ def following(
             pause(every)
 
 
-def line(event: dict[str, Any]) -> str:
+def line(event: Mapping[str, Any]) -> str:
     """One event for people who read along."""
     seq, at, kind, team, job, what = cells(event, most=200)
     return f"{seq:>7}  {at}  {kind:<20} {team:<12} {job:<28} {what}".rstrip()
 
 
-def cells(event: dict[str, Any], most: int = 60) -> tuple[str, ...]:
+def cells(event: Mapping[str, Any], most: int = 60) -> tuple[str, ...]:
     """seq, at, kind, team, job, what."""
     return (
         str(event.get("seq", "")),

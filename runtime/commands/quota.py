@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def set_figures(
         _say(client.put_quotas(content, base=found["version"], force=force, dry_run=dry_run), as_json)
 
 
-def _say(done: dict[str, Any], as_json: bool) -> None:
+def _say(done: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         shared.print_json(done)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def why(job_id: str, home: Path | None, principal: str, as_json: bool) -> None:
         click.echo(line)
 
 
-def told(found: dict[str, Any]) -> list[str]:
+def told(found: Mapping[str, Any]) -> list[str]:
     """The answer of the route as lines for people."""
     explanation = found["explanation"]
     lines = [f"{found['job_id']} ({found['team']}) is {found['state']}: {_state(found)}"]
@@ -38,6 +39,7 @@ def told(found: dict[str, Any]) -> list[str]:
         lines += _explained(found, explanation)
     elif found["state"] == "PENDING" and (found["reason"] or {}).get("code") != "leaving":
         lines.append("Nothing holds it back: it starts with the next scheduling round.")
+    lines += [line for ask in found.get("asks", []) for line in _asked(ask)]
     for lease in found["holds"]:
         end = "its end is not known (no max_runtime)"
         if lease["ends_ns"] is not None:
@@ -56,16 +58,27 @@ def told(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _state(found: dict[str, Any]) -> str:
+def _asked(ask: Mapping[str, Any]) -> list[str]:
+    """What a running job waits for to grow by."""
+    reason = (ask["reason"] or {}).get("text") or "waits for the next scheduling round"
+    what = f"{shared.gpus(ask['workers'] * ask['milli_gpu'])} GPU"
+    return [
+        f"  asks for {what} more ({ask['name'] or ask['sublease']}) since {shared.clock(ask['since_ns'])}: {reason}"
+    ]
+
+
+def _state(found: Mapping[str, Any]) -> str:
     explanation = found["explanation"]
     if found["state"] == "PENDING" and explanation and not explanation["paused"]:
         return str(explanation["reason"]["text"])  # as of now: the message is of the last round
     if found["state"] == "RUNNING":
-        return "it does not wait" + (", but has asked for more room" if explanation else "")
+        return "it does not wait" + (
+            ", but has asked for more room" if explanation or found.get("asks") else ""
+        )
     return str(found["message"]) or "it does not wait"
 
 
-def _explained(found: dict[str, Any], explanation: dict[str, Any]) -> list[str]:
+def _explained(found: Mapping[str, Any], explanation: Mapping[str, Any]) -> list[str]:
     reason, lines = explanation["reason"], []
     last = (found["reason"] or {}).get("text", "")
     if (
@@ -100,7 +113,7 @@ def _explained(found: dict[str, Any], explanation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _when(explanation: dict[str, Any]) -> str:
+def _when(explanation: Mapping[str, Any]) -> str:
     if explanation["earliest_ns"] is not None:
         return f" (at {shared.clock(explanation['earliest_ns'])}, at the latest)"
     if unknown := explanation["ends_unknown"]:

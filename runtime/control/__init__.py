@@ -8,8 +8,11 @@
     observing.py  observation to transitions               outcome.py    what an attempt's end means (pure)
     applier.py    re-checks a plan, commits leases         effects.py    the outbox: launch, stop, forget
     lifecycle.py  finished, or requeued                    launching.py  a lease to what Ray is asked to start
-    growth.py     subleases and endpoints                  cost.py       bills from lease events
+    growth.py     subleases: a running job's lease grows   serving.py    endpoints and their replicas
+    cost.py       bills from lease events
     tokens.py     who may call                             simbackend.py a pool without Ray, same protocol
+    leadership.py who writes and acts, who stands by       seats.py      how the death of a leader shows
+    outage.py     what a database says when it cannot
     postgres.py   one writer, durable, on a server         failpoints.py where a test may kill this process
 
 A tick holds no lock and no transaction while it talks to the cluster.

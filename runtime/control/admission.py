@@ -10,7 +10,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +28,7 @@ from moorage.scheduling.constraints import ANYWHERE
 from moorage.scheduling.ledger import Ledger
 from moorage.scheduling.model import DeviceRule, JobRequest, Policy
 from moorage.scheduling.planner import feasible
+from moorage.scheduling.scaling import NodeType, grown
 
 SPEC_VERSION = 1
 MAX_ENTRYPOINT = 65_536
@@ -176,21 +177,32 @@ def _check_environment(environment: Mapping[str, Any]) -> None:
             )
 
 
-def check_feasible(ledger: Ledger, request: JobRequest, rule: DeviceRule, policy: Policy) -> None:
-    """Refuse at once what even an idle pool and the team's limit could not hold. Needs a known, non-empty pool.
+def at_its_largest(ledger: Ledger, types: Sequence[NodeType] = ()) -> Ledger:
+    """A copy with all nodes there may be. A node that is down counts: it may come back, and a large gang must not be
+    refused because one reboots. So do nodes of `types`, as many as there may be."""
+    found = grown(ledger, types, {})
+    found.up[:] = True
+    return found
 
-    A node that is down counts: it may come back, and a large gang must not be refused because one reboots.
-    """
-    if not ledger.node_names:
-        return
-    ledger = ledger.copy()
-    ledger.up[:] = True
-    reason = feasible(ledger, request, rule, policy)
+
+def check_feasible(
+    ledger: Ledger, request: JobRequest, rule: DeviceRule, policy: Policy, types: Sequence[NodeType] = ()
+) -> None:
+    """Raise what `refusal` answers of the pool at its largest."""
+    found = refusal(at_its_largest(ledger, types), request, rule, policy)
+    if found is not None:
+        raise found
+
+
+def refusal(ledger: Ledger, request: JobRequest, rule: DeviceRule, policy: Policy) -> Infeasible | None:
+    """Why even an idle pool of these nodes and the team's limit could not hold a job: it is refused at once. None also
+    while no node is known."""
+    reason = feasible(ledger, request, rule, policy) if ledger.node_names else None
     if reason is None:
-        return
+        return None
     total = int(ledger.capacity()[0])
     least = request.milli_gpu(request.min_workers) / 1000
-    raise Infeasible(
+    return Infeasible(
         f"the job can never start: {reason.text()}",
         why=(
             f"its gang of {request.min_workers} worker(s) and head needs {least:g}"
@@ -223,8 +235,8 @@ def known_job(
 ) -> str | None:
     """The id of the job that this submission already made; Conflict when the id or key stands for other content."""
     if key is not None:
-        if not 0 < len(key) <= 256:
-            raise units.refuse("Idempotency-Key", key, "1 to 256 characters")
+        if not 0 < len(key) <= 256 or not key.isprintable():
+            raise units.refuse("Idempotency-Key", ascii(key), "1 to 256 printable characters")
         row = db.execute(
             select(idempotency).where(idempotency.c.principal == caller.principal, idempotency.c.key == key)
         ).one_or_none()

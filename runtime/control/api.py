@@ -1,5 +1,7 @@
 """What the front door sees of the control plane: plain frozen types and one protocol. No database, no Ray.
 
+What clients are answered as it is has its shape in `moorage.runtime.answers`: plain JSON values.
+
 Units: times are wall-clock nanoseconds since 1970 (`*_ns`), money is micro-dollars, GPUs are milli-GPU,
 memory is MiB, CPUs are milli-CPU. Every method is synchronous and thread-safe, and raises `MoorageError`
 subclasses only (`Unauthenticated` 401, `Forbidden` 403, `NotFound` 404, `Conflict` 409, `InvalidRequest` 400,
@@ -8,9 +10,14 @@ subclasses only (`Unauthenticated` 401, `Forbidden` 403, `NotFound` 404, `Confli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moorage.runtime import answers
+
+if TYPE_CHECKING:
+    from moorage.runtime.control.measures import Samples
 
 PENDING, ADMITTED, STARTING, RUNNING, PREEMPTING = "PENDING", "ADMITTED", "STARTING", "RUNNING", "PREEMPTING"
 SUCCEEDED, FAILED, STOPPED, QUARANTINED = "SUCCEEDED", "FAILED", "STOPPED", "QUARANTINED"
@@ -81,19 +88,6 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptView:
-    """One run of a job on Ray; `submission_id` is Ray's (`<job>-<n>`), `state` one of ours."""
-
-    attempt: int
-    submission_id: str
-    state: str
-    started_ns: int | None
-    ended_ns: int | None
-    message: str
-    driver_exit_code: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """A job as a caller may see it. `message` is the pending reason while it waits, else the last outcome.
 
@@ -122,12 +116,13 @@ class JobView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhyView:
-    """`explanation` is the JSON of `scheduling.explanation.Explanation` with wall times, None when nothing waits (or
-    what waits is about to start); `holds` are the leases held now."""
+    """`explanation` is None when nothing waits (or what waits is about to start); `holds` are the leases held now,
+    `asks` what a running job waits for to grow."""
 
     job: JobView
-    explanation: Mapping[str, Any] | None
-    holds: tuple[Mapping[str, Any], ...]
+    explanation: answers.Explanation | None
+    holds: list[answers.Held]
+    asks: list[answers.Ask] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,32 +143,23 @@ class GrowAsk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SubleaseView:
-    """A granted `GrowAsk`; `lease` has the shape of `MOORAGE_LEASE` (head is None)."""
+class ReplicaReport:
+    """What a job says of its endpoint: the bounds, how many replicas its load wants, those there are, and the load
+    (`ongoing` rows in flight in all, `target_ongoing` of one replica, `latency_ms`, ...)."""
 
-    lease_id: str
-    job_id: str
-    team: str
-    epoch: int
-    lease: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoticeView:
-    """A running job was told to leave. Times are wall clock ns; `left_s` is what is left of its grace."""
-
-    attempt: int
-    for_job: str
-    rule: str
-    text: str
-    noticed_ns: int
-    deadline_ns: int
-    left_s: float
+    min_replicas: int
+    max_replicas: int
+    wanted: int
+    replicas: Sequence[answers.Replica]
+    load: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    """Why the pool is not asked for more, where that is so: what it refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointView:
-    """A published name: requests to `/endpoints/<name>/...` go to `route` of Ray Serve's app `app`.
+    """A published name: requests to `/endpoints/<name>/...` go to `route` of Ray Serve's app `app`, or to the replicas
+    of `scaling` that serve.
 
     `live` is False once the job that published it has ended.
     """
@@ -185,6 +171,13 @@ class EndpointView:
     job_id: str
     created_ns: int
     live: bool
+    scaling: answers.Scaling | None = None
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Where requests may go now."""
+        replicas = self.scaling["replicas"] if self.scaling else ()
+        return tuple(one["route"] for one in replicas if one["state"] == "SERVING") or (self.route,)
 
 
 class Control(Protocol):
@@ -225,7 +218,7 @@ class Control(Protocol):
     def delete(self, caller: Caller, job_id: str) -> bool:
         """Hide a final job; its audit record and cost stay. Conflict while it is not final."""
 
-    def attempts(self, job_id: str) -> list[AttemptView]:
+    def attempts(self, job_id: str) -> list[answers.Attempt]:
         """In order; only those that were asked of Ray."""
 
     def status(self, caller: Caller) -> dict[str, Any]:
@@ -238,17 +231,20 @@ class Control(Protocol):
         limit: int = 100,
         job_id: str | None = None,
         last: bool = False,
-    ) -> list[dict[str, Any]]:
+    ) -> list[answers.Event]:
         """The audit record the caller may see, oldest first, with seq > `after`; `last`: the end of it, not the
         begin, where there is more than `limit`."""
 
-    def grow(self, caller: Caller, ask: GrowAsk) -> SubleaseView:
+    def grow(self, caller: Caller, ask: GrowAsk) -> answers.Lease:
         """Blocks up to `ask.timeout_s`; LeaseTimeout carries the reason and leaves nothing held."""
 
     def release_sublease(self, caller: Caller, lease_id: str) -> bool:
         """True if it was held. A second call answers False."""
 
-    def notice(self, caller: Caller, job_id: str) -> NoticeView | None:
+    def withdraw_ask(self, caller: Caller, job_id: str, name: str) -> bool:
+        """End what `grow` of another call waits for under this name, or was just granted; False when there is none."""
+
+    def notice(self, caller: Caller, job_id: str) -> answers.Notice | None:
         """Whether the caller's job was told to leave. NotFound, Forbidden."""
 
     def noticed(self, job_id: str) -> bool:
@@ -257,10 +253,32 @@ class Control(Protocol):
     def answer_notice(self, caller: Caller, job_id: str, said: str, step: int | None = None) -> bool:
         """Record what a job says after its notice (`checkpointed`, `leaving`); False when it has none."""
 
+    def lease_now(self, caller: Caller, job_id: str) -> answers.HeldLease | None:
+        """What the caller's job holds now; None when it holds nothing. NotFound."""
+
+    def lease_changes(self, job_id: str) -> int:
+        """Another number whenever what a job holds, or is asked for, may be another; from memory: answers at once."""
+
+    def follow_lease(
+        self,
+        caller: Caller,
+        job_id: str,
+        *,
+        follows: bool = False,
+        workers: int | None = None,
+        wants: int | None = None,
+    ) -> bool:
+        """A job says that it follows its lease, that it holds no more than its first `workers`, how many it has use
+        for. True when its lease is that small now. NotFound, Forbidden, InvalidRequest, Conflict (`not-following`)."""
+
     def publish_endpoint(
         self, caller: Caller, name: str, app: str, route: str, job_id: str | None = None
     ) -> EndpointView:
         """Only for a job of the caller; a name belongs to its first team (Conflict for others)."""
+
+    def report_replicas(self, caller: Caller, name: str, said: ReplicaReport) -> EndpointView:
+        """What the endpoint's own running job says of its replicas. NotFound, InvalidRequest, Conflict
+        (`replicas-beyond-lease`)."""
 
     def endpoint(self, name: str) -> EndpointView:
         """For the proxy; NotFound."""
@@ -268,32 +286,36 @@ class Control(Protocol):
     def endpoints(self, caller: Caller) -> list[EndpointView]:
         """Those of the caller's teams, by name."""
 
-    def quotas(self, caller: Caller) -> dict[str, Any]:
-        """The tree of teams in force: `version`, `since_ns`, and `file` as a teams file says it (GPUs)."""
+    def quotas(self, caller: Caller) -> answers.Quotas:
+        """The tree of teams in force."""
 
     def put_quotas(
         self, caller: Caller, text: str, base: int | None = None, force: bool = False, dry: bool = False
-    ) -> dict[str, Any]:
+    ) -> answers.QuotasPut:
         """Put the teams file `text` in force, durable when this returns; `dry`: only say what would change. Admin only.
-        `version`, `changes` (none = it was in force) and `applied`. Forbidden, InvalidRequest (with the path of each
+        No `changes` = it was in force. Forbidden, InvalidRequest (with the path of each
         wrong field), Infeasible (`quota-over-committed`, unless `force`), Conflict (`quota-changed` when `base` is not
         the version in force, `team-in-use` for a team that is gone and has unfinished jobs)."""
 
-    def drain(self, caller: Caller, node: str, drain: bool, why: str = "") -> dict[str, Any]:
+    def drain(self, caller: Caller, node: str, drain: bool, why: str = "") -> answers.Drained:
         """Let a node take nothing new, or (`drain` = False) take work again; durable when this returns. What runs there
-        goes on. Admin only. `changed`, and the `jobs` that hold a part of it. Forbidden, NotFound."""
+        goes on. Admin only. Forbidden, NotFound."""
 
     def cost(self, caller: Caller) -> dict[str, Any]:
         """GPU-nanoseconds x milli-GPU and micro-dollars per team and per job, folded from lease events."""
 
-    def usage(self, caller: Caller, minutes: int, points: int) -> dict[str, Any]:
+    def usage(self, caller: Caller, minutes: int, points: int) -> answers.Usage:
         """milli-GPU that each team held, as means over `points` equal parts of the last `minutes`; for everybody."""
 
-    def guard(self, caller: Caller) -> dict[str, Any]:
+    def guard(self, caller: Caller) -> answers.GuardReport:
         """What the guard found (the caller's teams' jobs; all of it for an admin), and what it does about it."""
 
     def health(self) -> dict[str, Any]:
-        """{"ok": bool, "ray": "reachable"|"unreachable", "tick_age_ms": n, "pending": n, "running": n}."""
+        """{"ok": bool, "role": "leader", "generation": n, "ray": "reachable"|"unreachable", "tick_age_ms": n,
+        "pending": n, "running": n}."""
 
-    def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    def ready(self) -> dict[str, Any]:
+        """{"ready": True, "role": "leader", "generation": n}; Unavailable when this one does not lead."""
+
+    def metrics(self) -> Samples:
         """Prometheus samples: name -> {labels -> value}; names carry their unit as Prometheus asks."""

@@ -5,14 +5,15 @@ A plan made from an older version of the ledger is dropped whole: the next tick 
 
 from __future__ import annotations
 
-from moorage.runtime.control import deciding, preempting
+from moorage.runtime.control import deciding, preempting, resizing
 from moorage.runtime.control.admitting import admit
 from moorage.runtime.control.core import Core
 from moorage.scheduling.model import Plan, Snapshot
 
 
 def apply_plan(core: Core, snapshot: Snapshot, plan: Plan) -> int:
-    """Commit the admissions that still hold, in one transaction; how many did. Reasons of the rest are kept."""
+    """Commit the admissions that still hold, in one transaction, then what running gangs grow by; how many did. Reasons
+    of the rest are kept."""
     with core.store.lock:
         if plan.version != core.book.ledger.version:
             return 0
@@ -23,12 +24,11 @@ def apply_plan(core: Core, snapshot: Snapshot, plan: Plan) -> int:
         if news:
             with core.change() as change:
                 deciding.record_waits(change.db, change.now, news)
-        if len(plan.admitted) == 0:
-            return 0
         done, older = 0, deciding.older_than(waiting)
-        if preempting.makes_room(core, plan):
+        if len(plan.admitted) and preempting.makes_room(core, plan):
             return preempting.apply(core, snapshot, plan, older)
-        with core.change("admit") as change:
-            for request, tasks in plan.admissions(snapshot):
-                done += admit(core, change, request, tasks, older(request.submitted_ns))
-        return done
+        if len(plan.admitted):
+            with core.change("admit") as change:
+                for request, tasks in plan.admissions(snapshot):
+                    done += admit(core, change, request, tasks, older(request.submitted_ns))
+        return done + resizing.grow(core, snapshot, plan)

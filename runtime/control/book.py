@@ -18,7 +18,15 @@ from moorage.runtime.control import records
 from moorage.runtime.control.api import PENDING
 from moorage.runtime.control.deciding import Told
 from moorage.runtime.control.drained import drained_from
-from moorage.runtime.control.leaving import Leaving, Promise, leaving_from, promises_from
+from moorage.runtime.control.leaving import (
+    Leaving,
+    Promise,
+    Shrinking,
+    following_from,
+    leaving_from,
+    promises_from,
+    shrinking_from,
+)
 from moorage.runtime.control.tables import jobs, leases, nodes, subleases
 from moorage.scheduling.accounts import HOUR_NS
 from moorage.scheduling.constraints import Constraints
@@ -50,6 +58,13 @@ class Book:
         self.reasons: dict[str, Reason] = {}
         self.leaving: dict[str, Leaving] = {}
         """Running jobs that were told to leave."""
+        self.shrinking: dict[str, Shrinking] = {}
+        """Running jobs that were asked to give workers up."""
+        self.following: dict[str, int] = {}
+        """Running jobs that follow their leases, and which attempt of each does."""
+        self.changes: dict[str, int] = {}
+        """Of jobs whose lease was resized, or that were asked to give workers up: how often."""
+        self.reloads = 0
         self.promises: dict[str, Promise] = {}
         """Waiting jobs and subleases for whom room is being made, the oldest promise first."""
         self.told = Told()
@@ -60,6 +75,8 @@ class Book:
         """Nodes that Ray has."""
         self.ray_ids: dict[str, str] = {}
         """Node name -> Ray's id of its present incarnation."""
+        self.loads: dict[str, dict[str, float]] = {}
+        """Endpoint -> what its job last said of its load; not in the store."""
         self.dirty = True
         """Something changed since the last plan."""
 
@@ -76,8 +93,11 @@ class Book:
             self.add_job(row)
         for row in db.execute(select(subleases).where(subleases.c.state == "WAITING")).all():
             parent = db.execute(select(jobs.c.ask).where(jobs.c.id == row.job_id)).scalar_one()
-            self.add_sublease(row, JobAsk.model_validate(parent), priority=1000)
+            asked = JobAsk.model_validate(parent)
+            self.add_sublease(row, asked, asked.priority)
         self.leaving, self.promises = leaving_from(db), promises_from(db)
+        self.shrinking, self.following = shrinking_from(db), following_from(db)
+        self.reloads += 1
         self.reasons = {key: reason for key, reason in self.reasons.items() if key in self.pending}
         self.dirty = True
 
@@ -116,12 +136,29 @@ class Book:
         return tuple(self.pending[key] for key in may if self.not_before.get(key, 0) <= control_ns)
 
     def coming(self, control_ns: int) -> Ledger:
-        """A copy of the ledger as it will be once those have left who were told to, and those started who were
-        promised a place."""
+        """A copy of the ledger as it will be once those have left or shrunk who were told to, and those started who
+        were promised a place."""
         gone = [job for job, one in self.leaving.items() if control_ns < one.patience_ns]
-        return after_leaving(
-            self.ledger, gone, [(self.pending[key], one.tasks) for key, one in self.promises.items()]
-        )
+        promised = [(self.pending[key], one.tasks) for key, one in self.promises.items()]
+        return after_leaving(self.ledger, gone, promised, self.kept())
+
+    def kept(self) -> dict[str, int]:
+        """Lease -> how many of its tasks it will keep, of those that were asked to give some up."""
+        return {one.lease: one.kept for one in self.shrinking.values()}
+
+    def ask(self, asked: Mapping[str, Shrinking]) -> None:
+        """These are the jobs that are asked to give workers up."""
+        for job in [job for job, one in asked.items() if self.shrinking.get(job) != one]:
+            self.changed(job)
+        self.shrinking = dict(asked)
+
+    def unask(self, job: str) -> None:
+        if self.shrinking.pop(job, None) is not None:
+            self.changed(job)
+
+    def changed(self, job: str) -> None:
+        """What a job holds or is asked for is another: who waits for it looks again."""
+        self.changes[job] = self.changes.get(job, 0) + 1
 
 
 def ledger_from(db: Connection, teams: Teams, settings: PoolSettings) -> Ledger:
@@ -235,6 +272,8 @@ def policy_of(settings: PoolSettings) -> Policy:
         power=settings.power.policy(),
         least_run_ns=settings.preemption.least_run_s * 10**9,
         reclaim_waits=settings.preemption.reclaim_waits,
+        grow=settings.elastic.enabled,
+        settle_ns=settings.elastic.settle_s * 10**9,
         half_life_ns=settings.usage_half_life_h * HOUR_NS,
         reservations=_RESERVATIONS[settings.backfill],
     )

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from moorage.configs.pool import PoolSettings
+from moorage.configs.teams import stored_teams
 from moorage.errors import Unavailable
 from moorage.runtime.control import failpoints
 from moorage.runtime.control.book import Book
@@ -20,10 +21,11 @@ from moorage.runtime.control.clock import Now
 from moorage.runtime.control.packing import Packing
 from moorage.runtime.control.spending import Spending
 from moorage.runtime.control.store import Store
+from moorage.runtime.control.tables import team_versions
 from moorage.scheduling.ledger import LeaseReleased
 from moorage.scheduling.model import DeviceRule, JobRequest, Policy, Snapshot
 from moorage.scheduling.queue import Queue
-from moorage.scheduling.running import Leaver, RunningJobs
+from moorage.scheduling.running import Gang, Leaver, RunningJobs
 
 
 @dataclass(slots=True)
@@ -54,6 +56,8 @@ class Core:
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when the loop has something to do before its next tick."""
     generation: int = 0
+    steps: int = 0
+    """How far the loop got: counted up by its thread with each part of a round and each effect."""
     stale: bool = False
     """The book may differ from the store (the database went away in between): reload before it is used again."""
 
@@ -67,8 +71,10 @@ class Core:
                 with self.store.write() as db:
                     change = Change(db, self.store.clock.now())
                     yield change
+                    failpoints.hit("commit.before")
                     if failpoint:
                         failpoints.hit(f"{failpoint}.before-commit")
+                failpoints.hit("commit.after")
                 if failpoint:
                     failpoints.hit(f"{failpoint}.after-commit")
                 for act in change.after:
@@ -84,6 +90,12 @@ class Core:
 
     def reload(self) -> None:
         with self.store.lock, self.store.read() as db:
+            newest = select(team_versions.c.content).order_by(team_versions.c.version.desc()).limit(1)
+            content = db.execute(newest).scalar()
+            if content is not None and (teams := stored_teams(content)) != self.book.teams:
+                # Put in force by a commit whose answer was lost.
+                self.book.teams = teams
+                self.spending.of(teams)
             self.book.reload(db)
             self.stale = False
 
@@ -97,17 +109,19 @@ class Core:
         pending: tuple[JobRequest, ...],
         ends: Mapping[str, int],
         leavers: Mapping[str, Leaver] | None = None,
+        gangs: Mapping[str, Gang] | None = None,
     ) -> Snapshot:
         """A copy of the pool with these jobs waiting: what the loop plans on, and what is explained. `ends`: control
-        time by which each lease will have ended, where that is known. `leavers`: who may be told to leave. Who was told
-        has left in it, and who was promised a place has it."""
+        time by which each lease will have ended, where that is known. `leavers`: who may be told to leave. `gangs`:
+        which leases may be resized. Who was told has left or shrunk in it, and who was promised a place has it."""
         book = self.book
-        moving = book.leaving or book.promises
+        moving = book.leaving or book.promises or book.shrinking
+        known = ends or leavers or gangs
         ledger = book.coming(self.store.clock.now().control_ns) if moving else book.ledger.copy()
         return Snapshot(
             version=book.ledger.version,
             ledger=ledger,
-            running=RunningJobs.holding(ledger, ends or None, leavers) if ends or leavers else None,
+            running=RunningJobs.holding(ledger, ends or None, leavers, gangs) if known else None,
             pending=Queue.of(pending),
             device_rule=self.device_rule,
             accounts=self.spending.accounts(),

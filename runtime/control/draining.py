@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Row, delete, insert, select
 
 from moorage.errors import Forbidden, NotFound
+from moorage.runtime import answers
 from moorage.runtime.control.api import Caller
 from moorage.runtime.control.book import node_spec
 from moorage.runtime.control.core import Core
@@ -21,13 +22,13 @@ from moorage.runtime.control.tables import facts, nodes
 from moorage.scheduling.ledger import NodeDown, NodeUp
 
 
-def change(core: Core, caller: Caller, name: str, drain: bool, why: str) -> dict[str, Any]:
+def change(core: Core, caller: Caller, name: str, drain: bool, why: str) -> answers.Drained:
     """Drain a node or take that back, see `api.Control.drain`."""
     if not caller.is_admin:
         raise Forbidden(
             "only the pool's admin may drain nodes", todo="use the admin's token", code="admin-only"
         )
-    with core.change() as made:
+    with core.change("drain") as made:
         row = made.db.execute(select(nodes).where(nodes.c.name == name)).one_or_none()
         if row is None:
             raise NotFound(

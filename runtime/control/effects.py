@@ -7,13 +7,15 @@ free: the raylet picks the device, and its rule is predictable only then.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import Row, select, update
 
 from moorage.cluster.backend import Backend, BackendUnavailable, LaunchRefused, Observation
+from moorage.errors import MoorageError
 from moorage.runtime.control import failpoints, guarding, launching, records, tokens
-from moorage.runtime.control.api import ADMITTED, FAILED, STARTING, STOPPED
+from moorage.runtime.control.api import ADMITTED, FAILED, QUARANTINED, STARTING, STOPPED
 from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.observing import launched
 from moorage.runtime.control.outcome import PREEMPT
@@ -21,12 +23,15 @@ from moorage.runtime.control.records import JobRow
 from moorage.runtime.control.states import ON_RAY
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import attempts, leases, outbox, placements
+from moorage.runtime.control.uploads import Uploads
 from moorage.scheduling.guard import Target
 from moorage.scheduling.model import Lease
 
 log = logging.getLogger(__name__)
 _REPEAT_STOP_NS = 5 * 10**9
 _RETRY_NS, _RETRY_DOUBLINGS = 10**9, 5
+LAUNCH_TRIES = 6
+"""Starts that failed while others got through, before it is the job's own fault: a minute, by their pauses."""
 
 
 class Effects:
@@ -34,8 +39,13 @@ class Effects:
 
     def __init__(self, core: Core, backend: Backend, where: launching.LaunchSettings) -> None:
         self._core, self._backend, self._where = core, backend, where
+        self.failures: Counter[str] = Counter()
         self._waited: dict[str, int] = {}
         """Attempt -> control time since which its start waits for Ray to free devices."""
+        self._failing: dict[str, int] = {}
+        """Attempt -> how many others had been started when its own start first failed."""
+        self._started = 0
+        self._uploads = Uploads(backend.stage, core.wake.set)
 
     def run(self, seen: Observation) -> int:
         """Try every open row once, in order; how many effects were done. Raises `BackendUnavailable`.
@@ -53,14 +63,20 @@ class Effects:
             busy = self._starting_nodes(db, now.control_ns)
         done = 0
         for row in rows:
+            self._core.steps += 1
             try:
                 done += self._run(row, seen, busy)
             except Exception as error:
+                self.failures[row.kind] += 1
                 with self._core.change() as change:
                     self._later(change, row, _RETRY_NS * 2 ** min(_RETRY_DOUBLINGS, row.tries))
+                if row.kind == "launch" and self._poisonous(row, error):
+                    self._quarantine(row, error)
+                    continue
                 if isinstance(error, BackendUnavailable):
                     raise
                 log.exception("%s of %s failed", row.kind, row.submission_id)
+        self._uploads.sweep()
         return done
 
     def _run(self, row: Row[Any], seen: Observation, busy: set[str]) -> bool:
@@ -90,7 +106,12 @@ class Effects:
             self._cancel(job, row)
             return True
         homes = {task.node for task in lease.tasks}
-        if row.begun_ns is None and not self._may_start(row, lease, homes, seen, busy):
+        try:
+            brought = self._uploads.ready(launching.packages_of(job))
+        except LaunchRefused as error:
+            self._refused(job, row, error)
+            return True
+        if not brought or (row.begun_ns is None and not self._may_start(row, lease, homes, seen, busy)):
             busy |= homes  # starts on a node keep their order
             return False
         busy |= homes
@@ -107,7 +128,32 @@ class Effects:
             records.close_outbox(change.db, change.now, row.submission_id, ("launch",))
         failpoints.hit("launch.after-commit")
         self._waited.pop(row.submission_id, None)
+        self._failing.pop(row.submission_id, None)
+        self._started += 1
         return True
+
+    def _poisonous(self, row: Row[Any], error: Exception) -> bool:
+        """Whether this start fails and not the cluster: it failed many times, and others got through since."""
+        if isinstance(error, MoorageError) and not isinstance(error, BackendUnavailable):
+            return False
+        before = self._failing.setdefault(row.submission_id, self._started)
+        return bool(row.tries + 1 >= LAUNCH_TRIES and self._started > before)
+
+    def _quarantine(self, row: Row[Any], error: Exception) -> None:
+        """Given up, and stopped in case that the cluster has it after all."""
+        self._backend.stop(row.submission_id)
+        self._failing.pop(row.submission_id, None)
+        text = (
+            f"given up after {row.tries + 1} starts that failed while others got through; the last: {error}"
+        )
+        log.error("%s: %s", row.submission_id, text)
+        with self._core.change() as change:
+            job = records.job_row(change.db, row.job_id)
+            assert job is not None
+            records.close_outbox(change.db, change.now, row.submission_id, ("launch", "stop"))
+            records.set_attempt(change.db, job, state="LOST", ended_ns=change.now.wall_ns, message=text)
+            records.transition(change.db, change.now, job, QUARANTINED, "launch-failed", text)
+            self._core.freed(change, records.release_all(change.db, change.now, job, "launch-failed"))
 
     def _begin(self, row: Row[Any], job: JobRow, lease: Lease) -> dict[str, Any]:
         """Write down exactly what will be launched, once: a repeat after a crash sends the same content."""

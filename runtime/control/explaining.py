@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from moorage.errors import MoorageError
-from moorage.runtime.control import preempting
+from moorage.runtime import answers
+from moorage.runtime.control import preempting, resizing
 from moorage.runtime.control.api import PENDING
 from moorage.runtime.control.clock import Now
 from moorage.runtime.control.core import Core
@@ -63,10 +64,10 @@ class Explainer:
         self._core, self._policy, self._seconds = core, policy, seconds
         self._one = threading.Lock()
         self._asking = threading.BoundedSemaphore(MOST_WAITING)
-        self._known: OrderedDict[str, tuple[int, int, dict[str, Any] | None]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[int, int, answers.Explanation | None]] = OrderedDict()
 
-    def of(self, job_id: str) -> dict[str, Any] | None:
-        """The explanation as JSON values, times on the wall clock; None when nothing of the job waits, or it is about
+    def of(self, job_id: str) -> answers.Explanation | None:
+        """The explanation, times on the wall clock; None when nothing of the job waits, or it is about
         to start. For a running job that asked for more room it is that of the ask."""
         with self._turn():
             with self._core.store.lock, self._core.store.read() as db:
@@ -111,10 +112,11 @@ class Explainer:
         paused = book.not_before.get(asks[0], 0) > now.control_ns
         of_lease = lease_ends(db, book.ledger)
         leavers = preempting.leavers(db, self._core, now.control_ns)
-        snapshot = self._core.snapshot((*waiting, wanted) if paused else waiting, of_lease, leavers)
+        gangs = resizing.gangs(db, self._core, now.control_ns)
+        snapshot = self._core.snapshot((*waiting, wanted) if paused else waiting, of_lease, leavers, gangs)
         return _Case(snapshot, snapshot.pending.names.index(wanted.job), of_lease, now, paused)
 
-    def _answer(self, case: _Case) -> dict[str, Any] | None:
+    def _answer(self, case: _Case) -> answers.Explanation | None:
         now = case.now.control_ns
         try:
             found = explain(case.snapshot, self._policy, now, case.row, case.ends, _Pace(self._seconds))
@@ -139,7 +141,7 @@ class _Pace:
         return True
 
 
-def _json(found: Explanation, case: _Case) -> dict[str, Any]:
+def _json(found: Explanation, case: _Case) -> answers.Explanation:
     to_wall = case.now.wall_ns - case.now.control_ns
     on_wall = replace(
         found,
@@ -147,8 +149,16 @@ def _json(found: Explanation, case: _Case) -> dict[str, Any]:
         earliest_ns=None if found.earliest_ns is None else found.earliest_ns + to_wall,
     )
     held = len(case.snapshot.ledger.leases)
+    said = on_wall.to_json()
     return {
-        **on_wall.to_json(),
+        "job": found.job,
+        "now_ns": on_wall.now_ns,
+        "reason": said["reason"],
+        "suggestions": said["suggestions"],
+        "earliest_ns": on_wall.earliest_ns,
+        "earliest_text": said["earliest_text"],
+        "plans": found.plans,
+        "complete": found.complete,
         "ends_known": len(case.ends),
         "ends_unknown": held - len(case.ends),
         "paused": case.paused,
@@ -183,7 +193,7 @@ def known_ends(db: Connection) -> dict[str, int]:
     return found
 
 
-def holdings(db: Connection, row: Row[Any], now: Now) -> list[dict[str, Any]]:
+def holdings(db: Connection, row: Row[Any], now: Now) -> list[answers.Held]:
     """The leases a job holds now, oldest first, with when they end at the latest (wall time; None = not known)."""
     if row.state == PENDING:
         return []

@@ -1,8 +1,7 @@
-"""Subleases (a running job's lease grows) and endpoints. Grow holds nothing while it waits: granted, or failed."""
+"""Subleases: a running job's lease grows. Grow holds nothing while it waits: granted, given up, or failed."""
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from dataclasses import asdict
@@ -13,19 +12,18 @@ from sqlalchemy import Connection, insert, select, update
 from moorage.configs import units
 from moorage.configs.job import JobAsk
 from moorage.errors import Conflict, Forbidden, InvalidRequest, LeaseTimeout, NotFound
+from moorage.runtime import answers
 from moorage.runtime.control import admission, launching, records
-from moorage.runtime.control.api import Caller, EndpointView, GrowAsk, SubleaseView
-from moorage.runtime.control.book import sublease_request
+from moorage.runtime.control.api import Caller, GrowAsk
+from moorage.runtime.control.book import Book, sublease_request
 from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.records import JobRow
-from moorage.runtime.control.states import ON_RAY, WITH_ATTEMPT
+from moorage.runtime.control.states import ON_RAY
 from moorage.runtime.control.store import record
-from moorage.runtime.control.tables import endpoints, jobs, leases, subleases
+from moorage.runtime.control.tables import leases, subleases
+from moorage.runtime.control.views import reason_json
 
 MAX_TIMEOUT_S = 3600.0
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_ROUTE = re.compile(r"(?=.{2,256}$)(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+/?")
-"""No root, no empty or dotted segment, and not Serve's own `/-/`."""
 
 
 def own_job(db: Connection, caller: Caller, job_id: str | None) -> JobRow:
@@ -45,7 +43,7 @@ def own_job(db: Connection, caller: Caller, job_id: str | None) -> JobRow:
     return row
 
 
-def grow(core: Core, caller: Caller, ask: GrowAsk) -> SubleaseView:
+def grow(core: Core, caller: Caller, ask: GrowAsk) -> answers.Lease:
     """Ask, wait up to the timeout, give up holding nothing.
 
     A named ask that is held already is answered again; one that still waits is joined, not asked twice: a client
@@ -87,7 +85,7 @@ def _check(ask: GrowAsk) -> None:
         raise units.refuse("name", ask.name, "it must be printable and at most 100 characters")
 
 
-def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[SubleaseView | None, str]:
+def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[answers.Lease | None, str]:
     db, now = change.db, change.now
     job = own_job(db, caller, ask.job_id)
     if job.state not in ON_RAY or job.stop_reason:
@@ -127,7 +125,9 @@ def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[Sub
     row = db.execute(select(subleases).where(subleases.c.id == key)).one()
     asked = JobAsk.model_validate(job.ask)
     request = sublease_request(row, core.book.staying(job.id, asked), asked.priority)
-    admission.check_feasible(core.book.ledger, request, core.device_rule, core.policy)
+    admission.check_feasible(
+        core.book.ledger, request, core.device_rule, core.policy, core.settings.autoscaling.types()
+    )
     record(
         db,
         now,
@@ -141,7 +141,7 @@ def _open(core: Core, change: Change, caller: Caller, ask: GrowAsk) -> tuple[Sub
     return None, key
 
 
-def _give_up(core: Core, key: str, why: str, ask: GrowAsk) -> SubleaseView:
+def _give_up(core: Core, key: str, why: str, ask: GrowAsk) -> answers.Lease:
     """Turn WAITING into EXPIRED, unless it was granted in this very moment."""
     with core.change() as change:
         gone = change.db.execute(
@@ -169,10 +169,10 @@ def _give_up(core: Core, key: str, why: str, ask: GrowAsk) -> SubleaseView:
     )
 
 
-def _view(core: Core, db: Connection, row: Any) -> SubleaseView:
+def _view(core: Core, db: Connection, row: Any) -> answers.Lease:
     lease_row = db.execute(select(leases).where(leases.c.id == row.lease_id)).one()
     lease = records.read_lease(db, lease_row)
-    return SubleaseView(
+    return answers.Lease(
         lease_id=lease.lease,
         job_id=lease.job,
         team=lease.team,
@@ -196,90 +196,50 @@ def release(core: Core, caller: Caller, lease_id: str) -> bool:
     return freed is not None
 
 
-# -- endpoints
+def withdraw(core: Core, caller: Caller, job_id: str, name: str) -> bool:
+    """End a job's ask of that name, whether it waits or was granted in this moment; False when there is none.
 
-
-def publish(core: Core, caller: Caller, name: str, app: str, route: str, job_id: str | None) -> EndpointView:
-    """Give a name to a Serve app that a running job of the caller's hosts. The name stays with its first team."""
-    if not _NAME.fullmatch(name):
-        raise units.refuse("name", name, "lower case letters, digits and '-', at most 63")
-    if not app or len(app) > 100 or not app.isprintable():
-        raise units.refuse("app", app, "1 to 100 printable characters")
-    if not _ROUTE.fullmatch(route):
-        raise units.refuse(
-            "route",
-            route,
-            "a route prefix of its own such as '/flights': the root would reach every team's apps",
-        )
-    with core.change() as change:
-        db, now = change.db, change.now
-        job = own_job(db, caller, job_id)
-        if job.state not in WITH_ATTEMPT:
-            raise Conflict(
-                f"job {job.id} is {job.state}", why="an endpoint needs a running job", code="job-not-running"
+    Whoever waits for it hears that it did not come. Room that was being made for it goes to who is next.
+    """
+    with core.change("sublease") as change:
+        job = own_job(change.db, caller, job_id)
+        row = change.db.execute(
+            select(subleases).where(
+                subleases.c.job_id == job.id,
+                subleases.c.attempt == job.attempt,
+                subleases.c.name == name,
+                subleases.c.state.in_(("HELD", "WAITING")),
             )
-        held = db.execute(
-            select(leases.c.id)
-            .where(leases.c.job_id == job.id, leases.c.held.is_(True))
-            .order_by(leases.c.epoch)
-        ).scalars()
-        lease_id = next(iter(held), "")
-        old = db.execute(select(endpoints).where(endpoints.c.name == name)).one_or_none()
-        if old is not None and old.team != job.team:
-            raise Conflict(f"the endpoint name {name!r} belongs to another team", code="endpoint-name-in-use")
-        _check_route(db, job.team, route)
-        values = {
-            "job_id": job.id,
-            "lease_id": lease_id,
-            "app": app,
-            "route": route,
-            "created_ns": now.wall_ns,
-        }
-        if old is None:
-            values |= {"name": name, "id": f"e-{secrets.token_hex(8)}", "team": job.team}
-            db.execute(insert(endpoints).values(**values))
+        ).one_or_none()
+        if not name or row is None:
+            return False
+        if row.state == "HELD":
+            freed = records.release(change.db, change.now, row.lease_id, "withdrawn by its job")
+            core.freed(change, [freed] if freed else [])
         else:
-            db.execute(update(endpoints).where(endpoints.c.name == name).values(**values))
-        record(
-            db,
-            now,
-            "endpoint.published",
-            {"name": name, "app": app, "route": route},
-            principal=caller.principal,
-            team=job.team,
-            job_id=job.id,
-            lease_id=lease_id,
-        )
-        return endpoint_views(db, name)[0]
+            change.db.execute(update(subleases).where(subleases.c.id == row.id).values(state="EXPIRED"))
+            why = {"sublease": row.id, "why": "withdrawn by its job"}
+            record(change.db, change.now, "sublease.expired", why, team=row.team, job_id=row.job_id)
+            change.after.append(lambda: core.book.drop(row.id))
+    core.wake.set()
+    return True
 
 
-def _check_route(db: Connection, team: str, route: str) -> None:
-    """Conflict when requests to `route` could reach what another team serves now: its route, below or above it."""
-    wanted = route.rstrip("/") + "/"
-    for other in endpoint_views(db):
-        taken = other.route.rstrip("/") + "/"
-        if other.live and other.team != team and (wanted.startswith(taken) or taken.startswith(wanted)):
-            raise Conflict(
-                f"the route {route!r} is served by another team",
-                todo="give your application another route_prefix",
-                code="endpoint-route-in-use",
-            )
-
-
-def endpoint_views(db: Connection, name: str | None = None) -> list[EndpointView]:
-    """All endpoints by name, or the one named (an empty list without it)."""
-    query = select(endpoints, jobs.c.state.label("job_state")).join(jobs, jobs.c.id == endpoints.c.job_id)
-    if name is not None:
-        query = query.where(endpoints.c.name == name)
+def asks_view(book: Book, db: Connection, job_id: str) -> list[answers.Ask]:
+    """What a running job has asked for and waits for, oldest first, each with why it waits (None: not planned yet)."""
+    rows = db.execute(
+        select(subleases)
+        .where(subleases.c.job_id == job_id, subleases.c.state == "WAITING")
+        .order_by(subleases.c.created_control_ns, subleases.c.id)
+    ).all()
     return [
-        EndpointView(
-            name=row.name,
-            app=row.app,
-            route=row.route,
-            team=row.team,
-            job_id=row.job_id,
-            created_ns=row.created_ns,
-            live=row.job_state in ON_RAY,
-        )
-        for row in db.execute(query.order_by(endpoints.c.name)).all()
+        {
+            "sublease": row.id,
+            "name": row.name,
+            "workers": row.ask["workers"],
+            "milli_gpu": row.ask["milli_gpu"],
+            "since_ns": row.created_ns,
+            "reason": reason_json(book.reasons.get(row.id)),
+        }
+        for row in rows
     ]

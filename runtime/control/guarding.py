@@ -12,12 +12,13 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from moorage.cluster.backend import Backend, BackendUnavailable
-from moorage.runtime.control import growth, lifecycle, outcome, records
+from moorage.runtime import answers
+from moorage.runtime.control import lifecycle, outcome, records, serving
 from moorage.runtime.control.api import Caller
 from moorage.runtime.control.book import Book
 from moorage.runtime.control.clock import Now
@@ -25,8 +26,11 @@ from moorage.runtime.control.core import Change, Core
 from moorage.runtime.control.states import ON_RAY, WITH_ATTEMPT
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import findings, jobs
-from moorage.scheduling.guard import Cover, Finding, GuardPolicy, Kind, Mode, Seen, Target, judge
+from moorage.scheduling.guard import Cover, Finding, GuardPolicy, Holder, Kind, Mode, Seen, Target, judge
 from moorage.scheduling.ledger import task_milli_per_device
+
+if TYPE_CHECKING:
+    from moorage.runtime.control.measures import Distribution, Labels, Samples
 
 log = logging.getLogger(__name__)
 WARNED, STOPPING, STOPPED, CLEARED = "WARNED", "STOPPING", "STOPPED", "CLEARED"
@@ -43,22 +47,27 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Sights:
-    """What was seen in a row: key -> (looks, first control time, first wall time)."""
+    """What was seen in a row: key -> (looks, first control time, first wall time). An answer that is shown again is not
+    another look: what ended after it is still in it."""
 
     seen: dict[Key, tuple[int, int, int]] = field(default_factory=dict)
+    answers: dict[Key, int] = field(default_factory=dict)
+    """Which answer each was last seen in."""
     absent: dict[Key, int] = field(default_factory=dict)
 
-    def look(self, found: Iterable[Key], open_: Iterable[Key], now: Now, complete: bool = True) -> None:
-        """What an incomplete look does not show is neither there nor gone: nodes are asked in turns then."""
+    def look(self, found: Mapping[Key, int], open_: Iterable[Key], now: Now, complete: bool = True) -> None:
+        """`found`: which answer each is in. What an incomplete look does not show is neither there nor gone: nodes are
+        asked in turns then."""
         there = set(found)
         before = {} if complete else self.seen
         again = {
-            key: (self.seen[key][0] + 1, *self.seen[key][1:])
+            key: (self.seen[key][0] + (found[key] != self.answers.get(key)), *self.seen[key][1:])
             if key in self.seen
             else (1, now.control_ns, now.wall_ns)
             for key in there
         }
         self.seen = {**before, **again}
+        self.answers = {key: found[key] if key in found else self.answers[key] for key in self.seen}
         self.absent = {key: self.absent.get(key, 0) + complete for key in open_ if key not in there}
 
     def believed(self, key: Key, confirm_ns: int, now: Now) -> bool:
@@ -75,24 +84,25 @@ class Guard:
     def __init__(self, core: Core, backend: Backend, policy: GuardPolicy) -> None:
         self._core, self._backend, self.policy = core, backend, policy
         self._sights = Sights()
-        self._next_ns = 0
-        self._last: Seen | None = None
+        self._next_ns = self._soonest_ns = 0
+        self.last: Seen | None = None
         self.blind = ""
         """Why the guard cannot see now; "" when it can."""
 
     def look(self) -> None:
         """One look, if it is time for one. Never raises because the cluster does not answer."""
         now = self._core.store.clock.now()
-        if now.control_ns < self._next_ns:
+        # Somebody may wait for what a job gives up by what the cluster shows: then also after a slow look.
+        if now.control_ns < (self._soonest_ns if self._core.book.shrinking else self._next_ns):
             return
-        self._next_ns = now.control_ns + self.policy.interval_ns
+        self._next_ns = self._soonest_ns = now.control_ns + self.policy.interval_ns
         if self.policy.mode is Mode.OFF:
-            self._next_ns = 1 << 62
+            self._next_ns = self._soonest_ns = 1 << 62
             self._absorb({}, Seen(at_ns=now.wall_ns, holdings=()), off=True)
             return
         began = monotonic()
         try:
-            seen = self._backend.holdings()
+            seen = self._backend.holdings(self.policy.devices)
         except BackendUnavailable as error:
             if not self.blind:
                 log.warning("the guard sees nothing: %s", error)
@@ -101,7 +111,7 @@ class Guard:
         finally:
             # The loop waits for a look: a slow one is not repeated before ten times as long has passed.
             self._next_ns = max(self._next_ns, now.control_ns + int((monotonic() - began) * PATIENCE * 1e9))
-        self.blind, self._last = "", seen
+        self.blind, self.last = "", seen
         with self._core.store.lock, self._core.store.read() as db:
             covers, apps = leased(db, self._core.book, seen)
         found = judge(seen, covers, apps, self.policy.allow)
@@ -116,7 +126,8 @@ class Guard:
             ).all()
         opened = {(row.target, row.target_id): row for row in rows}
         now = core.store.clock.now()
-        self._sights.look(found, opened, now, seen.complete)
+        answers = {key: _answer(one, seen) for key, one in found.items()}
+        self._sights.look(answers, opened, now, seen.complete)
         worse = [key for key, row in opened.items() if key in found and self._worse(row, found[key])]
         ended = [key for key in opened if off or key in worse or (seen.complete and self._sights.gone(key))]
         due = [key for key, row in opened.items() if key not in ended and self._due(row, found.get(key), now)]
@@ -200,15 +211,15 @@ class Guard:
 
     # -- for readers
 
-    def report(self, db: Connection, caller: Caller) -> dict[str, Any]:
-        """What the caller may see, JSON values only: open findings first, then the last that ended."""
+    def report(self, db: Connection, caller: Caller) -> answers.GuardReport:
+        """What the caller may see: open findings first, then the last that ended."""
         query = select(findings)
         if not caller.is_admin:
             query = query.where(findings.c.team.in_(caller.teams))
         still = findings.c.state.in_(OPEN)
         rows = list(db.execute(query.where(still).order_by(findings.c.warned_ns.desc())).all())
         rows += db.execute(query.where(~still).order_by(findings.c.ended_ns.desc()).limit(MAX_SHOWN)).all()
-        last, now = self._last, self._core.store.clock.now()
+        last, now = self.last, self._core.store.clock.now()
         return {
             "mode": str(self.policy.mode),
             "kinds": {
@@ -225,15 +236,19 @@ class Guard:
             "findings": [self._json(row, now) for row in rows],
         }
 
-    def _json(self, row: Row[Any], now: Now) -> dict[str, Any]:
+    def _json(self, row: Row[Any], now: Now) -> answers.GuardFinding:
         stops = row.state == WARNED and self.policy.mode_of(Kind(row.kind)) is Mode.STOP
         left = max(0, row.stop_control_ns - now.control_ns)
         return {
-            **{
-                name: getattr(row, name)
-                for name in ("id", "kind", "state", "target", "target_id", "owner", "team", "milli_gpu")
-            },
+            "id": row.id,
+            "kind": row.kind,
+            "state": row.state,
+            "target": row.target,
+            "target_id": row.target_id,
+            "owner": row.owner,
             "job": row.job_id,
+            "team": row.team,
+            "milli_gpu": row.milli_gpu,
             "message": row.message,
             "detail": row.detail,
             "first_ns": row.first_ns,
@@ -251,11 +266,11 @@ def counts(db: Connection) -> dict[tuple[str, str], int]:
     return {(str(row[0]), str(row[1])): int(row[2]) for row in rows}
 
 
-def samples(found: Mapping[tuple[str, str], int]) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+def samples(found: Mapping[tuple[str, str], int]) -> Samples:
     """`counts` as Prometheus samples: what is open now, and what was ever warned about and stopped."""
     kinds = [str(kind) for kind in Kind]
 
-    def of(*states: str) -> dict[tuple[tuple[str, str], ...], float]:
+    def of(*states: str) -> dict[Labels, float | Distribution]:
         return {
             (("kind", kind),): float(sum(found.get((kind, state), 0) for state in states)) for kind in kinds
         }
@@ -271,9 +286,10 @@ def leased(db: Connection, book: Book, seen: Seen) -> tuple[dict[str, Cover], di
     """What the attempts behind the holders have leased, by submission id, and which submission published which Serve
     application. Only of those that something seen may belong to."""
     apps = {
-        view.app: view.job_id
-        for view in (growth.endpoint_views(db) if any(one.app for one in seen.holdings) else [])
+        app: view.job_id
+        for view in (serving.endpoint_views(book, db) if any(one.app for one in seen.holdings) else [])
         if view.live
+        for app in (view.app, *(one["app"] for one in (view.scaling["replicas"] if view.scaling else ())))
     }
     wanted = {one.submission.rpartition("-")[0] for one in seen.holdings} | set(apps.values())
     covers, current = {}, {}
@@ -297,6 +313,11 @@ def _parts(book: Book, job: str) -> dict[tuple[str, int], int]:
                 place = (task.node, device)
                 parts[place] = parts.get(place, 0) + task_milli_per_device(task)
     return parts
+
+
+def _answer(found: Finding, seen: Seen) -> int:
+    """Which answer of the cluster shows it: of a process its node's, which stands for several looks."""
+    return found.holding.since_ms if found.holding.holder is Holder.PROCESS else seen.at_ns
 
 
 def _by_target(found: Iterable[Finding]) -> dict[Key, Finding]:
@@ -323,7 +344,19 @@ def _again(db: Connection, found: Finding) -> bool:
 
 def _detail(found: Finding) -> dict[str, Any]:
     held = asdict(found.holding)
-    kept = ("holder", "id", "submission", "detached", "name", "namespace", "app", "pid", "since_ms", "parts")
+    kept = (
+        "holder",
+        "id",
+        "submission",
+        "detached",
+        "name",
+        "namespace",
+        "app",
+        "pid",
+        "since_ms",
+        "parts",
+        "mib",
+    )
     return {
         **{name: str(held[name]) if name == "holder" else held[name] for name in kept},
         "held_milli_gpu": found.held,

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from moorage.cluster import binding
+from moorage.cluster import binding, following
 from moorage.cluster.backend import Launch, PackageRef
 from moorage.configs.job import JobAsk
 from moorage.runtime.control.tokens import job_token
@@ -71,6 +71,8 @@ def prepare(
         "MOORAGE_DATA": where.data,
         binding.LEASE_VARIABLE: binding.encode(view),
     }
+    if ask.min_workers < ask.workers:
+        environment["env_vars"][following.ELASTIC_VARIABLE] = f"{ask.min_workers},{ask.workers}"
     head = ask.head
     return {
         "submission_id": f"{job.id}-{number}",
@@ -84,6 +86,13 @@ def prepare(
         "entrypoint_label_selector": binding.head_selector(view),
         "packages": [[uri, path] for uri, path in sorted(submission["packages"].items())],
     }
+
+
+def packages_of(job: Row[Any]) -> tuple[PackageRef, ...]:
+    """What a launch of the job brings with it."""
+    return tuple(
+        PackageRef(uri=uri, path=Path(path)) for uri, path in sorted(job.submission["packages"].items())
+    )
 
 
 def _injected(ask: JobAsk, theirs: Mapping[str, str], where: LaunchSettings) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from moorage.cluster.backend import Observation, ObservedJob, ObservedNode
-from moorage.cluster.binding import NODE_ID_LABEL
+from moorage.cluster.binding import LEASE_VARIABLE, decode
 from moorage.configs.job import JobAsk
 from moorage.runtime.control import lifecycle, outcome, records, states
 from moorage.runtime.control.api import ADMITTED, RUNNING, STARTING
@@ -41,6 +41,8 @@ class Observer:
         self._nodes: dict[str, tuple[Any, ...]] = {}
         self._missing: dict[str, int] = {}
         """Attempt -> control time since which Ray does not know it."""
+        self._pinned: dict[str, frozenset[tuple[str, str]]] = {}
+        """Attempt -> the nodes it was launched for, with Ray's ids: a node that is restarted has another one."""
 
     def absorb(self, seen: Observation) -> None:
         """Bring store and book in line with what was seen, in one transaction (none if nothing changed)."""
@@ -136,28 +138,40 @@ class Observer:
         steps: list[tuple[Any, JobRow, tuple[Any, ...]]] = []
         with self._core.store.read() as db:
             active = db.execute(select(jobs).where(jobs.c.state.in_(states.WITH_ATTEMPT))).all()
+            pinned: dict[str, frozenset[tuple[str, str]]] = {}
             for job in active:
                 attempt = records.current_attempt(db, job)
                 ray = by_id.get(attempt.submission_id)
+                launched_for = self._launched_for(db, attempt)
+                pinned[attempt.submission_id] = launched_for
                 homes = set(
                     db.execute(
                         select(placements.c.node).where(placements.c.lease_id == attempt.lease_id)
                     ).scalars()
                 )
-                home_lost = bool(homes - alive)
-                if ray is not None and ray.status == "PENDING" and not home_lost:
-                    home_lost = self._pinned_to(db, attempt) not in ids
+                # Nodes that the lease has been resized away from are no concern of its job's.
+                home_lost = bool(homes - alive) or any(
+                    node in homes and ray_id not in ids for node, ray_id in launched_for
+                )
                 steps += self._judge(job, attempt, ray, home_lost)
+        self._pinned = {key: found for key, found in pinned.items() if found}
         return steps
 
-    @staticmethod
-    def _pinned_to(db: Connection, attempt: Row[Any]) -> str:
-        """Ray's id of the node an attempt's entrypoint was pinned to: it changes when the node is restarted."""
+    def _launched_for(self, db: Connection, attempt: Row[Any]) -> frozenset[tuple[str, str]]:
+        """The nodes of the lease that an attempt was launched with; none before that is written down."""
+        known = self._pinned.get(attempt.submission_id)
+        if known is not None:
+            return known
         launch = select(outbox.c.payload).where(
             outbox.c.kind == "launch", outbox.c.submission_id == attempt.submission_id
         )
-        selector = db.execute(launch).scalar_one().get("entrypoint_label_selector") or {}
-        return str(selector.get(NODE_ID_LABEL, ""))
+        environment = db.execute(launch).scalar_one().get("runtime_env") or {}
+        text = (environment.get("env_vars") or {}).get(LEASE_VARIABLE)
+        if not text:
+            return frozenset()
+        view = decode(text)
+        heads = () if view.head is None else (view.head,)
+        return frozenset((place.node, place.ray_node_id) for place in (*heads, *view.workers))
 
     def _judge(
         self, job: JobRow, attempt: Row[Any], ray: ObservedJob | None, home_lost: bool
@@ -167,21 +181,26 @@ class Observer:
         if ray is None:
             if job.state == ADMITTED:
                 return [(self._withdraw, job, ())] if home_lost else []
+            if home_lost:  # the whole cluster is another one: Ray will not know it again
+                return [(self._lost, job, (attempt,))]
             since = self._missing.setdefault(attempt.submission_id, now.control_ns)
             if now.control_ns - since >= self._core.settings.lost_after_ms * 10**6:
                 return [(self._lost, job, (attempt,))]
             return []
         self._missing.pop(attempt.submission_id, None)
         if ray.ended:
-            return [(self._ended, job, (ray,))]
+            return [(self._ended, job, (ray, home_lost))]
         if ray.status == "RUNNING" and job.state in (ADMITTED, STARTING):
             return [(self._running, job, ())]
         if job.state == ADMITTED:
             return [(self._accepted, job, ())]
         if job.stop_reason:
             return []
-        if ray.status == "PENDING" and home_lost:
+        if home_lost:  # its workers are pinned to a node that is gone, also when that has come back
             return [(self._stop, job, (attempt, outcome.NODE_LOST))]
+        asked, patience = attempt.launched_control_ns, self._core.settings.start_timeout_s * 10**9
+        if job.state == STARTING and asked is not None and now.control_ns - asked >= patience:
+            return [(self._stop, job, (attempt, outcome.NOT_BEGUN))]
         limit = JobAsk.model_validate(job.ask).max_runtime_ns
         started = attempt.started_control_ns
         if limit and started is not None and now.control_ns - started >= limit:
@@ -204,12 +223,17 @@ class Observer:
         first = job.started_ns or now.wall_ns
         records.transition(change.db, now, job, RUNNING, "observed-running", started_ns=first)
 
-    def _ended(self, change: Change, job: JobRow, ray: ObservedJob) -> None:
+    def _ended(self, change: Change, job: JobRow, ray: ObservedJob, home_lost: bool) -> None:
+        """Who failed beside a lost node failed because of it, as far as can be known: it is tried again."""
         if job.state == ADMITTED:
             job = self._accepted(change, job)
         asked = JobAsk.model_validate(job.ask).max_attempts or 1
         verdict = outcome.judge(
-            ray.status, ray.message, ray.driver_exit_code, job.stop_reason, asked - 1 - job.failed_attempts
+            ray.status,
+            ray.message,
+            ray.driver_exit_code,
+            job.stop_reason or (outcome.NODE_LOST if home_lost else ""),
+            asked - 1 - job.failed_attempts,
         )
         if job.started_ns is None:
             started = change.now.wall_ns if ray.start_ms is None else ray.start_ms * 10**6

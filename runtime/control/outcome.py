@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 USER_STOP, MAX_RUNTIME, NODE_LOST, PREEMPT = "user", "max_runtime", "node_lost", "preempt"
+NOT_BEGUN = "not_begun"
+"""Ray took it and did not run it in time."""
 GUARD = "guard"
 """Its tasks held more GPUs than its leases."""
 
@@ -46,7 +48,10 @@ def judge(
     if stop_reason == PREEMPT:
         return Outcome(kind="released", reason="preempted", message=_left(status, exit_code))
     if stop_reason == NODE_LOST:
-        return Outcome(kind="lost", reason="attempt-lost", message=f"attempt taken back: {stop_reason}")
+        return Outcome(kind="lost", reason="attempt-lost", message="a node of its lease was lost")
+    if stop_reason == NOT_BEGUN:
+        text = "Ray did not begin it within the pool's start_timeout_s"
+        return Outcome(kind="lost", reason="attempt-lost", message=text)
     if stop_reason == MAX_RUNTIME:
         return Outcome(
             kind="failed", reason="max-runtime", message="stopped: it ran longer than its max_runtime"

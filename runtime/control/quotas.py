@@ -16,6 +16,7 @@ from sqlalchemy import Connection, delete, func, insert, select
 from moorage.configs.quotafile import as_file, changes
 from moorage.configs.teams import ANY, Teams, parse_teams, stored_teams
 from moorage.errors import Conflict, Forbidden, Infeasible
+from moorage.runtime import answers
 from moorage.runtime.control import tokens
 from moorage.runtime.control.api import FINAL, Caller
 from moorage.runtime.control.clock import Now
@@ -43,7 +44,7 @@ def begin(db: Connection, now: Now, file: Teams) -> Teams:
     return file
 
 
-def in_force(db: Connection) -> dict[str, Any]:
+def in_force(db: Connection) -> answers.Quotas:
     """The version in force, and its tree as a teams file says it."""
     last = _newest(db)
     assert last is not None, "a control plane that runs has read one"
@@ -52,14 +53,14 @@ def in_force(db: Connection) -> dict[str, Any]:
 
 def change(
     core: Core, tokens_in: Path, caller: Caller, text: str, *, base: int | None, force: bool, dry: bool
-) -> dict[str, Any]:
+) -> answers.QuotasPut:
     """Put another tree in force, or (`dry`) say what would change; see `api.Control.put_quotas`."""
     if not caller.is_admin:
         raise Forbidden(
             "only the pool's admin may change quotas", todo="use the admin's token", code="admin-only"
         )
     teams = parse_teams(text, "the proposed quotas")
-    with core.change() as made:
+    with core.change("quota") as made:
         db, last = made.db, _newest(made.db)
         if base is not None and base != last.version:
             raise Conflict(
@@ -73,10 +74,10 @@ def change(
         if dry or last.digest == _digest(content):
             return {"version": last.version, "applied": False, "changes": different}
         version = _insert(db, made.now, content)
-        tokens.provision(db, made.now, tokens_in, teams)
+        revoked = tokens.provision(db, made.now, tokens_in, teams)
         said = {"version": version, "before": last.version, "changes": different}
         record(db, made.now, "quota.applied", said, principal=caller.principal)
-        made.after.append(lambda: _put_in_force(core, teams))
+        made.after += [lambda: _put_in_force(core, teams), lambda: tokens.remove(revoked)]
     core.wake.set()
     return {"version": version, "applied": True, "changes": different}
 

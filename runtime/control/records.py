@@ -128,24 +128,30 @@ def resize(
     *,
     models: dict[str, str],
     settings: PoolSettings,
+    why: dict[str, Any] | None = None,
 ) -> None:
     """Write what a held lease is after `event`: `lease`, as the ledger has it then. Conflict when the row does not
-    have the event's epoch any more: another resize or a release came first."""
+    have the event's epoch any more: another resize or a release came first. `why` goes into the event."""
     changed = db.execute(
         update(leases)
         .where(leases.c.id == event.lease, leases.c.epoch == event.epoch, leases.c.held.is_(True))
-        .values(epoch=event.granted, milli_gpu=lease.milli_gpu)
+        .values(
+            epoch=event.granted,
+            milli_gpu=lease.milli_gpu,
+            **{"grown_control_ns" if event.tasks else "shrunk_control_ns": now.control_ns},
+        )
     )
     if changed.rowcount != 1:
         raise Conflict(f"lease {event.lease} is not held under epoch {event.epoch}", code="stale-state")
     db.execute(delete(placements).where(placements.c.lease_id == event.lease))
     _place(db, lease)
-    payload = {
+    payload: dict[str, Any] = {
         "was_epoch": event.epoch,
         "epoch": event.granted,
         "kept": event.kept,
         "milli_gpu": lease.milli_gpu,
         "tasks": _parts(lease, models, settings),
+        **(why or {}),
     }
     record(db, now, "lease.resized", payload, team=lease.team, job_id=lease.job, lease_id=lease.lease)
 

@@ -1,16 +1,19 @@
 """A simulated pool behind the same `Backend` protocol: jobs with durations, an injectable clock, faults on request.
 
-What a job does is in its metadata: `sim.seconds` (how long), `sim.exit` (exit code). The pool books the GPUs of the
-lease that the launch carries and keeps an attempt PENDING until they are free, so over-commitment shows as a
-hang, as it would on Ray. With a journal file the "cluster" survives the death of the process that drives it.
+What a job does is in its metadata: `sim.seconds` (how long), `sim.exit` (exit code), `sim.poison` (no start ever
+succeeds). The pool books the GPUs of the lease that the launch carries and keeps an attempt PENDING until they are
+free, so over-commitment shows as a hang, as it would on Ray. With a journal file the "cluster" survives the death of
+the process that drives it, and several processes may drive one: each entry says which (`by`, its process id).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ from moorage.cluster.backend import (
     Observation,
     ObservedJob,
     ObservedNode,
+    PackageRef,
+    ScaleAsk,
+    allowed,
     digest,
     seen_from,
 )
@@ -76,6 +82,7 @@ class SimBackend:
         device_rule: DeviceRule = DeviceRule.RAYLET,
     ) -> None:
         self.nodes = tuple(nodes)
+        self.permit: Callable[[], None] = allowed
         self.unavailable = False
         self.refuse: set[str] = set()
         self.down: set[str] = set()
@@ -83,6 +90,8 @@ class SimBackend:
         self.jobs: dict[str, SimJob] = {}
         self.rogues: dict[str, Holding] = {}
         """What holds GPUs beside the jobs, by its id: see `intrude`."""
+        self.scaled: list[ScaleAsk] = []
+        """What its autoscaler was told; it does nothing by itself."""
         self.ended: list[tuple[str, str]] = []
         """What the guard ended, as (target, id), each call once."""
         self.launches: list[str] = []
@@ -91,8 +100,8 @@ class SimBackend:
         self._start_ns, self._lag_ns = int(start_s * 1e9), int(free_lag_s * 1e9)
         self._lock = threading.Lock()
         self._journal = journal
-        if journal is not None and journal.exists():
-            self._replay(journal.read_text(encoding="utf-8"))
+        self._read_to = 0
+        """Bytes of the journal that are known here."""
 
     @property
     def device_rule(self) -> DeviceRule:
@@ -101,8 +110,7 @@ class SimBackend:
     # -- the protocol
 
     def observe(self) -> Observation:
-        with self._lock:
-            self._reach()
+        with self._reached():
             now = self._advance()
             busy = self._busy(now)
             return Observation(
@@ -111,9 +119,12 @@ class SimBackend:
                 jobs=tuple(self._job(job) for job in self.jobs.values()),
             )
 
+    def stage(self, package: PackageRef) -> None:
+        with self._reached():
+            self.permit()
+
     def launch(self, launch: Launch) -> None:
-        with self._lock:
-            self._reach()
+        with self._reached():
             content = digest(launch)
             known = self.jobs.get(launch.submission_id)
             if known is not None:
@@ -122,6 +133,8 @@ class SimBackend:
                 return
             if launch.submission_id.rsplit("-", 1)[0] in self.refuse:
                 raise LaunchRefused("the simulated pool refuses this job", why="it was told to")
+            if launch.metadata.get("sim.poison"):
+                raise BackendUnavailable("the agent died of this launch", why="it was told to")
             raw = launch.metadata.get("sim.exit", "0")
             job = SimJob(
                 submission_id=launch.submission_id,
@@ -132,27 +145,28 @@ class SimBackend:
                 devices=_devices(launch),
                 launched_ns=self._clock.now().wall_ns,
             )
+            self.permit()
             self._write({"op": "launch", **{name: getattr(job, name) for name in _KEPT}})
             self.jobs[job.submission_id] = job
             self.launches.append(job.submission_id)
 
     def stop(self, submission_id: str) -> None:
-        with self._lock:
-            self._reach()
+        with self._reached():
             now = self._advance()
             job = self.jobs.get(submission_id)
             if job is not None and job.ended_ns is None:
+                self.permit()
                 self._write({"op": "stop", "submission_id": submission_id, "at_ns": now})
                 self._end(job, "STOPPED", now, "stopped")
 
     def forget(self, submission_id: str) -> None:
-        with self._lock:
-            self._reach()
-            self.jobs.pop(submission_id, None)
+        with self._reached():
+            self.permit()
+            if self.jobs.pop(submission_id, None) is not None:
+                self._write({"op": "forget", "submission_id": submission_id})
 
-    def holdings(self) -> Seen:
-        with self._lock:
-            self._reach()
+    def holdings(self, devices: bool = False) -> Seen:
+        with self._reached():
             now = self._advance()
             booked = [_booked(job) for job in self.jobs.values() if job.status == "RUNNING"]
             rogues = [
@@ -163,16 +177,21 @@ class SimBackend:
             return Seen(at_ns=now, holdings=(*(one for one in booked if one.parts), *rogues))
 
     def end(self, target: Target, key: str, owner: str) -> None:
-        with self._lock:
-            self._reach()
+        with self._reached():
+            self.permit()
             self._write({"op": "end", "target": str(target), "id": key})
             self._ended(target, key)
+
+    def scale(self, ask: ScaleAsk) -> None:
+        with self._reached():
+            self.permit()
+            self.scaled.append(ask)
 
     # -- faults
 
     def intrude(self, held: Holding) -> None:
         """Somebody takes GPUs past the front door, or a job more than it has: seen by the guard, booked nowhere."""
-        with self._lock:
+        with self._reached():
             self._write({"op": "intrude", "held": asdict(held)})
             self.rogues[held.id] = held
 
@@ -188,6 +207,14 @@ class SimBackend:
             job.exit_code = None
             self._end(job, "FAILED", now, message)
 
+    def hold(self, submission_id: str, lease: Mapping[str, Any], workers: int) -> None:
+        """An attempt holds the first so many workers of this lease from now on (the JSON of MOORAGE_LEASE)."""
+        view = binding.decode(json.dumps(lease))
+        devices = _devices_of(view.workers[:workers])
+        with self._reached():
+            self._write({"op": "hold", "submission_id": submission_id, "devices": devices})
+            self._held(self.jobs[submission_id], devices)
+
     def leave(self, submission_id: str, exit_code: int = 75) -> None:
         """An attempt ends by itself with this exit code, as on notice; nothing if it has ended."""
         with self._lock:
@@ -198,6 +225,12 @@ class SimBackend:
                 self._end(job, "FAILED" if exit_code else "SUCCEEDED", now, text)
 
     # -- inside
+
+    @staticmethod
+    def _held(job: SimJob, devices: list[list[Any]]) -> None:
+        job.devices, job.need = devices, {}
+        for node, _, milli in devices:
+            job.need[node] = job.need.get(node, 0) + milli
 
     def _ended(self, target: str, key: str) -> None:
         self.ended.append((str(target), key))
@@ -215,9 +248,21 @@ class SimBackend:
         job = self.jobs.get(submission_id)
         return job is not None and job.status == "RUNNING"
 
-    def _reach(self) -> None:
-        if self.unavailable:
-            raise BackendUnavailable("the simulated pool does not answer", why="it was told not to")
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """One at a time, also among processes, and up to date with what the others did."""
+        with self._lock:
+            if self.unavailable:
+                raise BackendUnavailable("the simulated pool does not answer", why="it was told not to")
+            if self._journal is None:
+                yield
+                return
+            with self._journal.open("a+b") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                held.seek(self._read_to)
+                self._replay(held.read().decode())
+                self._read_to = held.tell()
+                yield
 
     def _advance(self) -> int:
         """Run the simulated time forward to now, attempt by attempt in start order."""
@@ -286,15 +331,18 @@ class SimBackend:
     def _write(self, entry: dict[str, object]) -> None:
         if self._journal is None:
             return
-        with self._journal.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(entry) + "\n")
+        line = json.dumps(entry | {"by": os.getpid()}) + "\n"
+        with self._journal.open("ab") as out:
+            out.write(line.encode())
             out.flush()
             os.fsync(out.fileno())
+            self._read_to = out.tell()
 
     def _replay(self, text: str) -> None:
         for line in text.splitlines():
             entry = json.loads(line)
             op = entry.pop("op")
+            entry.pop("by", None)
             if op == "launch":
                 job = SimJob(**entry)
                 self.jobs[job.submission_id] = job
@@ -306,7 +354,11 @@ class SimBackend:
                 self.rogues[held.holdings[0].id] = held.holdings[0]
             elif op == "end":
                 self._ended(entry["target"], entry["id"])
-            elif (job_ := self.jobs.get(entry["submission_id"])) is not None:
+            elif op == "forget":
+                self.jobs.pop(entry["submission_id"], None)
+            elif (job_ := self.jobs.get(entry["submission_id"])) is not None and op == "hold":
+                self._held(job_, entry["devices"])
+            elif job_ is not None:
                 self._end(job_, "STOPPED", entry["at_ns"], "stopped")
 
 
@@ -326,8 +378,11 @@ def _booked(job: SimJob) -> Holding:
 
 
 def _devices(launch: Launch) -> list[list[Any]]:
-    view = binding.decode(launch.runtime_env["env_vars"][binding.LEASE_VARIABLE])
-    return [[worker.node, device, worker.milli_gpu] for worker in view.workers for device in worker.devices]
+    return _devices_of(binding.decode(launch.runtime_env["env_vars"][binding.LEASE_VARIABLE]).workers)
+
+
+def _devices_of(workers: Iterable[binding.WorkerView]) -> list[list[Any]]:
+    return [[worker.node, device, worker.milli_gpu] for worker in workers for device in worker.devices]
 
 
 def _need(launch: Launch) -> dict[str, int]:

@@ -32,6 +32,7 @@ TRANSITIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (ADMITTED, PENDING): ("node-lost",),
     (ADMITTED, FAILED): ("launch-refused",),
     (ADMITTED, STOPPED): ("stopped-by-user",),
+    (ADMITTED, QUARANTINED): ("launch-failed",),
     (STARTING, RUNNING): ("observed-running",),
     (STARTING, PENDING): ("attempt-lost", "attempt-failed"),
     (STARTING, SUCCEEDED): ("observed-succeeded",),

@@ -102,8 +102,12 @@ attempts = Table(
     Column("message", Words, nullable=False, default=""),
     Column("driver_exit_code", Integer),
     Column("notice", JSON(none_as_null=True)),
+    Column("follows_ns", BigInteger),
+    Column("wants", Integer),
+    Column("shrink", JSON(none_as_null=True)),
 )
-"""notice: that it was told to leave, for whom, by which rule, and until when."""
+"""notice: that it was told to leave, for whom, by which rule, and until when. follows_ns: since when it follows its
+lease. wants: how many workers it has use for, where it said so. shrink: what it was asked to give up, and for whom."""
 
 leases = Table(
     "leases",
@@ -121,6 +125,8 @@ leases = Table(
     Column("released_ns", BigInteger),
     Column("released_control_ns", BigInteger),
     Column("release_reason", String(64)),
+    Column("grown_control_ns", BigInteger),
+    Column("shrunk_control_ns", BigInteger),
 )
 """kind: "job" or "sublease". An endpoint's capacity is its job's lease; `endpoints.lease_id` says which."""
 
@@ -168,7 +174,9 @@ endpoints = Table(
     Column("app", _NAME, nullable=False),
     Column("route", String(512), nullable=False),
     Column("created_ns", BigInteger, nullable=False),
+    Column("scaling", JSON),
 )
+"""scaling: what the job's present attempt last said of its replicas (`serving.report`), NULL for one application."""
 
 nodes = Table(
     "nodes",

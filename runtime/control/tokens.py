@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from moorage.runtime.control.clock import Now
 from moorage.runtime.control.store import record
 from moorage.runtime.control.tables import principals
 
+log = logging.getLogger(__name__)
 ADMIN = "admin"
 
 
@@ -36,20 +38,38 @@ def job_token(secret: bytes, submission_id: str) -> str:
     return "mrj_" + hmac.new(secret, submission_id.encode(), hashlib.sha256).hexdigest()
 
 
-def provision(db: Connection, now: Now, folder: Path, teams: Teams) -> None:
-    """One token file per team that submits, and one for the admin. A team gone from teams.yaml is revoked, and its
-    file removed: `moorage up` would offer it."""
+def provision(db: Connection, now: Now, folder: Path, teams: Teams) -> list[Path]:
+    """One token file per team that submits, and one for the admin. A team gone from the tree is revoked.
+
+    The files of who is revoked are answered, for `remove` once the transaction is durable (`moorage up` would offer
+    them): were they gone before, a death in between would leave a team that is still there without its token. Files of
+    new tokens come first: a death leaves them to be issued by the next start.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     wanted = {name: ("team", name, [name]) for name in teams.teams} | {ADMIN: (ADMIN, "", [])}
+    query = select(principals.c.id, principals.c.revoked_ns, principals.c.token_sha256)
+    known = {row.id: row for row in db.execute(query.where(principals.c.kind != "job"))}
     for name, (kind, team, of) in wanted.items():
-        token = _read_or_make(folder / f"{name}.token")
+        path, row = folder / f"{name}.token", known.get(name)
+        token = _read_or_make(path)
+        if row is not None and row.revoked_ns is not None and row.token_sha256 == digest(token):
+            token = _make(path)  # its file was not removed in time: a revoked token stays revoked
         put(db, now, name, kind, team, of, token)
-    known = db.execute(select(principals.c.id, principals.c.revoked_ns).where(principals.c.kind != "job"))
-    for gone, revoked_ns in [(row.id, row.revoked_ns) for row in known if row.id not in wanted]:
-        (folder / f"{gone}.token").unlink(missing_ok=True)
-        if revoked_ns is None:
-            db.execute(update(principals).where(principals.c.id == gone).values(revoked_ns=now.wall_ns))
-            record(db, now, "principal.revoked", {"id": gone})
+    gone = [row for row in known.values() if row.id not in wanted]
+    for row in gone:
+        if row.revoked_ns is None:
+            db.execute(update(principals).where(principals.c.id == row.id).values(revoked_ns=now.wall_ns))
+            record(db, now, "principal.revoked", {"id": row.id})
+    return [folder / f"{row.id}.token" for row in gone]
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Files of revoked tokens; one that cannot be removed now is tried again by the next start."""
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the file of a revoked token stays: %s", error)
 
 
 def put(
@@ -111,5 +131,9 @@ def _read_or_make(path: Path) -> str:
         text = path.read_text(encoding="utf-8").strip()
         if text:
             return text
+    return _make(path)
+
+
+def _make(path: Path) -> str:
     write_private(path, secrets.token_hex(32) + "\n")
     return path.read_text(encoding="utf-8").strip()

@@ -7,13 +7,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from moorage.configs.job import JobAsk
+from moorage.runtime import answers
 from moorage.runtime.control import launching, records
 from moorage.runtime.control.api import (
     ADMITTED,
     PENDING,
     PREEMPTING,
     STARTING,
-    AttemptView,
     Caller,
     JobView,
     Submission,
@@ -37,7 +37,7 @@ def job_view(db: Connection, book: Book, row: Row[Any], unreachable: str, contro
         team=row.team,
         state=row.state,
         ray_status=ray_status(row.state),
-        message=_message(db, row, reason, unreachable, control_ns),
+        message=_asked(book, row) or _message(db, row, reason, unreachable, control_ns),
         submission=_submission(row.submission),
         created_ns=row.created_ns,
         started_ns=row.started_ns,
@@ -81,11 +81,11 @@ def _budget(reason: Reason) -> dict[str, Any]:
     }
 
 
-def attempt_views(db: Connection, job_id: str) -> list[AttemptView]:
+def attempt_views(db: Connection, job_id: str) -> list[answers.Attempt]:
     """Those that were asked of Ray, in order."""
     rows = db.execute(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)).all()
     return [
-        AttemptView(
+        answers.Attempt(
             attempt=row.number,
             submission_id=row.submission_id,
             state=row.state,
@@ -164,6 +164,12 @@ def _message(
     if row.state == STARTING:
         return f"Ray is starting it on {_places(db, row)}"
     return str(row.message) or "its devices are being taken back"
+
+
+def _asked(book: Book, row: Row[Any]) -> str:
+    """That a running job is to give workers up, and for whom."""
+    one = book.shrinking.get(row.id)
+    return f"asked to keep {one.workers} workers, for job {one.for_job}: {one.text}" if one else ""
 
 
 def _places(db: Connection, row: Row[Any]) -> str:

@@ -7,14 +7,14 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from logging.handlers import RotatingFileHandler
-from pathlib import Path
 
 from aiohttp import web
 
-from moorage.runtime.control.api import Caller, Control
-from moorage.runtime.frontdoor import metrics, ownapi, page, proxy, rayjobs
+from moorage.runtime.control.api import Control
+from moorage.runtime.frontdoor import metrics, ownapi, page, proxy, raydash, rayjobs
 from moorage.runtime.frontdoor.context import CONTEXT, Context
 from moorage.runtime.frontdoor.middleware import LAYERS, access, log
+from moorage.runtime.frontdoor.packages import prune
 from moorage.runtime.frontdoor.settings import Settings
 from moorage.runtime.frontdoor.spool import Spool
 from moorage.runtime.frontdoor.upstream import Upstream
@@ -24,7 +24,7 @@ PRUNE_EVERY_S = 3600.0
 
 def spool_of(settings: Settings) -> Spool:
     """The spool of a pool's home."""
-    return Spool(settings.packages, settings.max_package, settings.max_unpacked)
+    return Spool(settings.packages, settings.max_package, settings.max_unpacked, settings.max_spool)
 
 
 def create_app(control: Control, spool: Spool | None, settings: Settings) -> web.Application:
@@ -35,8 +35,10 @@ def create_app(control: Control, spool: Spool | None, settings: Settings) -> web
     rayjobs.add(app)
     ownapi.add(app)
     proxy.add(app)
+    raydash.add(app)
     page.add(app)
     app.router.add_get("/healthz", metrics.healthz)
+    app.router.add_get("/readyz", metrics.readyz)
     app.router.add_get("/metrics", measured.metrics)
     app.cleanup_ctx.append(_running)
     app.on_shutdown.append(_cut_followers)
@@ -64,18 +66,6 @@ async def _prune_for_ever(ours: Context) -> None:
         except Exception:
             log.exception("the spool was not pruned")
         await asyncio.sleep(PRUNE_EVERY_S)
-
-
-def prune(ours: Context, now_s: float) -> int:
-    """Delete packages unused for `package_keep_s` that no job still needs; how many. Clients upload them again."""
-    everyone = Caller(principal="front-door", kind="admin", team="", teams=frozenset())
-    needed = {
-        Path(file).name
-        for job in ours.control.jobs(everyone)
-        if not job.final
-        for file in job.submission.packages.values()
-    }
-    return ours.spool.prune(needed, now_s - ours.settings.package_keep_s)
 
 
 async def _cut_followers(app: web.Application) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 
@@ -19,6 +21,9 @@ from moorage.runtime.frontdoor.limits import RateLimit
 from moorage.runtime.frontdoor.settings import Settings
 from moorage.runtime.frontdoor.spool import Spool
 from moorage.runtime.frontdoor.upstream import Upstream
+
+if TYPE_CHECKING:
+    from moorage.runtime.frontdoor.raydash import View
 
 T = TypeVar("T")
 CALL_THREADS = 16
@@ -42,6 +47,13 @@ class Context:
     log_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
     followers: set[asyncio.BaseTransport] = field(default_factory=set)
     in_flight: int = 0
+    at_routes: Counter[str] = field(default_factory=Counter)
+    """Requests under way by the route of Serve they went to; routes without any are not in it."""
+    turn: int = 0
+    made_room_s: float = float("-inf")
+    """When packages were last pruned because there was no room (monotonic)."""
+    views: dict[str, View] = field(default_factory=dict)
+    """Who looks at Ray's dashboard (`raydash`), by the views' names."""
     limit: RateLimit = field(init=False)
     callers: Remembered[bytes, Caller] = field(init=False)
     endpoints: Remembered[str, EndpointView] = field(init=False)
@@ -95,6 +107,23 @@ class Context:
         """After a change that came through this front door: what is remembered may be wrong now."""
         self.callers.clear()
         self.endpoints.clear()
+
+    @contextmanager
+    def route_of(self, view: EndpointView) -> Iterator[str]:
+        """The replica's route with the fewest requests under way, counted while the block lasts. Of equals each in
+        turn: a count of zero says nothing of who was just asked."""
+        self.turn += 1
+        routes = view.routes
+        places = range(len(routes))
+        best = min(places, key=lambda at: (self.at_routes[routes[at]], (at + self.turn) % len(routes)))
+        route = routes[best]
+        self.at_routes[route] += 1
+        try:
+            yield route
+        finally:
+            self.at_routes[route] -= 1
+            if not self.at_routes[route]:
+                del self.at_routes[route]
 
     def serve_address(self) -> str | None:
         """Serve's base URL, up to a second old."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from moorage.errors import Unavailable
-from moorage.runtime.control.api import AttemptView
+from moorage.runtime import answers
 from moorage.runtime.frontdoor.context import Context
 
 
@@ -53,23 +53,24 @@ class HeadTail:
         )
 
 
-def attempt_heading(attempt: AttemptView) -> str:
-    return f"[moorage] attempt {attempt.attempt} ({attempt.submission_id})\n"
+def attempt_heading(attempt: answers.Attempt) -> str:
+    return f"[moorage] attempt {attempt['attempt']} ({attempt['submission_id']})\n"
 
 
-async def joined(context: Context, attempts: list[AttemptView]) -> str:
+async def joined(context: Context, attempts: list[answers.Attempt]) -> str:
     """The logs of all attempts in order, each under a heading when there is more than one."""
     settings = context.settings
     kept = HeadTail(settings.log_head, settings.log_tail)
     async with context.log_slots:
-        for number, attempt in enumerate(attempts):
+        for at, attempt in enumerate(attempts):
             if len(attempts) > 1:
                 kept.add(attempt_heading(attempt))
             try:
-                async for text in context.upstream.log_text(attempt.submission_id):
+                async for text in context.upstream.log_text(attempt["submission_id"]):
                     kept.add(text)
             except Unavailable as error:
-                if number == len(attempts) - 1 and attempt.ended_ns is None:
+                if at == len(attempts) - 1 and attempt["ended_ns"] is None:
                     raise
-                kept.add(f"[moorage] the log of attempt {attempt.attempt} cannot be read now: {error.what}\n")
+                number = attempt["attempt"]
+                kept.add(f"[moorage] the log of attempt {number} cannot be read now: {error.what}\n")
     return kept.text()

@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from moorage.runtime.control.measures import CATALOG, Distribution, Samples
 from moorage.runtime.frontdoor.context import context
-
-Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
 class _Fixed:
@@ -23,14 +22,25 @@ class _Fixed:
     def collect(self) -> Iterator[Metric]:
         for name, values in sorted(self._samples.items()):
             labels = sorted({key for labelled in values for key, _ in labelled})
+            about = CATALOG.get(name, name)
+            shown: list[tuple[list[str], float]] = []
+            histogram = HistogramMetricFamily(name, about, labels=labels)
+            for labelled, value in values.items():
+                present = [dict(labelled).get(key, "") for key in labels]
+                if isinstance(value, Distribution):
+                    histogram.add_metric(present, value.cumulative(), value.total)
+                else:
+                    shown.append((present, value))
+            if histogram.samples:
+                yield histogram
+                continue
             family: CounterMetricFamily | GaugeMetricFamily
             if name.endswith("_total"):
-                family = CounterMetricFamily(name.removesuffix("_total"), name, labels=labels)
+                family = CounterMetricFamily(name.removesuffix("_total"), about, labels=labels)
             else:
-                family = GaugeMetricFamily(name, name, labels=labels)
-            for labelled, value in values.items():
-                present = dict(labelled)
-                family.add_metric([present.get(key, "") for key in labels], value)
+                family = GaugeMetricFamily(name, about, labels=labels)
+            for present, number in shown:
+                family.add_metric(present, number)
             yield family
 
 
@@ -41,12 +51,15 @@ class RequestMetrics:
         self.registry = CollectorRegistry(auto_describe=False)
         self.count = Counter(
             "moorage_http_requests",
-            "requests answered",
+            CATALOG["moorage_http_requests_total"],
             ["method", "route", "status"],
             registry=self.registry,
         )
         self.seconds = Histogram(
-            "moorage_http_request_seconds", "time to answer", ["method", "route"], registry=self.registry
+            "moorage_http_request_seconds",
+            CATALOG["moorage_http_request_seconds"],
+            ["method", "route"],
+            registry=self.registry,
         )
 
     def middleware(self) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -82,3 +95,9 @@ async def healthz(request: web.Request) -> web.Response:
     ours = context(request)
     found = await ours.call(ours.control.health)
     return web.json_response(found, status=200 if found.get("ok") else 503)
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """200 where submissions are taken: for what shares requests out among a leader and its standbys."""
+    ours = context(request)
+    return web.json_response(await ours.call(ours.control.ready))

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from moorage.errors import Forbidden, InvalidRequest, MoorageError, Unauthenticated
-from moorage.runtime.frontdoor import page
+from moorage.runtime.frontdoor import page, raydash
 from moorage.runtime.frontdoor.context import context, principal, set_caller
 from moorage.runtime.frontdoor.wire import load_json
 
@@ -27,7 +27,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger("moorage.frontdoor")
 access = logging.getLogger("moorage.frontdoor.access")
 
-OPEN_PATHS = frozenset({"/healthz", "/moorage/v1/openapi.json"}) | page.PATHS
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/moorage/v1/openapi.json"}) | page.PATHS
 PROBLEM = "application/problem+json"
 _CODES = {404: "no-such-route", 405: "method-not-allowed", 413: "too-large"}
 
@@ -39,7 +39,7 @@ def problem_response(error: MoorageError) -> web.Response:
     headers = {"Cache-Control": "no-store"}
     if error.http_status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="moorage"'
-    if error.http_status in (429, 503):
+    if error.http_status in (429, 503) or "retry_after_s" in error.extra:
         headers["Retry-After"] = str(error.extra.get("retry_after_s", 2))
     return web.Response(
         status=error.http_status, text=json.dumps(ordered, default=str), content_type=PROBLEM, headers=headers
@@ -143,6 +143,9 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         return await handler(request)
     ours = context(request)
     try:
+        if request.path.startswith(raydash.PREFIX):
+            set_caller(request, await raydash.viewer(request))
+            return await handler(request)
         token = _bearer(request)
         if token is None:
             raise Unauthenticated(
@@ -160,6 +163,8 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         if request.path.startswith("/endpoints/"):
             response.headers.add("WWW-Authenticate", 'Basic realm="moorage endpoint", charset="UTF-8"')
         return response
+    if "\x00" in request.path:
+        raise InvalidRequest("The path holds a NUL character", code="bad-path")
     return await handler(request)
 
 

@@ -1,4 +1,8 @@
-"""From a table of routes to an OpenAPI 3.1 document. The table is also what the router is filled from."""
+"""From a table of routes to an OpenAPI 3.1 document. The table is also what the router is filled from.
+
+Pydantic describes both sides: bodies are its models (and checked by them), answers are the `TypedDict`s of
+`moorage.runtime.answers`, which type what the handlers answer. Answers are not checked again as they are sent.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from moorage import __version__
 
@@ -17,7 +22,7 @@ _REF = "#/components/schemas/{model}"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. `body` and `answer` are pydantic types; None means any JSON object."""
+    """One operation. `body` None: it takes none. `answer` is any type that pydantic can describe."""
 
     method: str
     path: str
@@ -42,23 +47,30 @@ class Problem(BaseModel):
     todo: str = ""
 
 
-def _schema(kind: Any, components: dict[str, Any], mode: str) -> dict[str, Any]:
-    """The JSON schema of a type, its named parts moved to `components`."""
-    schema = TypeAdapter(kind).json_schema(
-        ref_template=_REF, mode="validation" if mode == "in" else "serialization"
-    )
-    components.update(schema.pop("$defs", {}))
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        components[kind.__name__] = schema
-        return {"$ref": _REF.format(model=kind.__name__)}
-    return schema
+Part = tuple[str, str, str]
+"""What of the document has a schema: method, path, and `body`, `answer` or `problem`."""
+Schemas = Mapping[Part, dict[str, Any]]
+
+
+def _schemas(routes: Sequence[Route]) -> tuple[Schemas, dict[str, Any]]:
+    """The schema of each part, and the components that they refer to. A type that is taken and answered and looks
+    different in the two (no unknown fields are taken) is two components, `-Input` and `-Output`."""
+    parts: list[tuple[Part, JsonSchemaMode, TypeAdapter[Any]]] = []
+    for route in routes:
+        parts.append(((route.method, route.path, "answer"), "serialization", TypeAdapter(route.answer)))
+        parts.append(((route.method, route.path, "problem"), "serialization", TypeAdapter(Problem)))
+        if route.body is not None:
+            parts.append(((route.method, route.path, "body"), "validation", TypeAdapter(route.body)))
+    found, components = TypeAdapter.json_schemas(parts, ref_template=_REF)
+    return {part: schema for (part, _), schema in found.items()}, components["$defs"]
 
 
 def _content(schema: dict[str, Any], kind: str = "application/json") -> dict[str, Any]:
     return {kind: {"schema": schema}}
 
 
-def _operation(route: Route, components: dict[str, Any]) -> dict[str, Any]:
+def _operation(route: Route, schemas: Schemas) -> dict[str, Any]:
+    part = (route.method, route.path)
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", route.path)
@@ -80,11 +92,11 @@ def _operation(route: Route, components: dict[str, Any]) -> dict[str, Any]:
         "responses": {
             "201" if route.created else "200": {
                 "description": "Created" if route.created else "OK",
-                "content": _content(_schema(route.answer, components, "out")),
+                "content": _content(schemas[*part, "answer"]),
             },
             "default": {
                 "description": "An error",
-                "content": _content(_schema(Problem, components, "out"), "application/problem+json"),
+                "content": _content(schemas[*part, "problem"], "application/problem+json"),
             },
         },
     }
@@ -93,7 +105,7 @@ def _operation(route: Route, components: dict[str, Any]) -> dict[str, Any]:
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": _content(_schema(route.body, components, "in")),
+            "content": _content(schemas[*part, "body"]),
         }
     if not route.secured:
         operation["security"] = []
@@ -102,10 +114,10 @@ def _operation(route: Route, components: dict[str, Any]) -> dict[str, Any]:
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of `routes`."""
-    components: dict[str, Any] = {}
+    schemas, components = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, components)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
     return {
         "openapi": "3.1.0",
         "info": {

@@ -1,22 +1,21 @@
-"""Routes of the pool itself: its quotas, and nodes that are drained."""
+"""Routes of the pool itself: what its guard found, its quotas, and nodes that are drained."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
+from moorage.runtime import answers
 from moorage.runtime.frontdoor import wire
 from moorage.runtime.frontdoor.context import caller, context
 from moorage.runtime.frontdoor.middleware import json_body
 from moorage.runtime.frontdoor.openapi import Route
 
 
-class QuotaRequest(BaseModel):
+class QuotaRequest(wire.Body):
     """Put a teams file in force."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     file: Annotated[StrictStr, Field(max_length=4_000_000, description="the teams file, YAML")]
     base: Annotated[StrictInt, Field(ge=0)] | None = Field(
@@ -28,39 +27,17 @@ class QuotaRequest(BaseModel):
     dry_run: StrictBool = Field(False, description="only say what would change")
 
 
-class Quotas(BaseModel):
-    """The tree of teams in force, as a teams file says it (amounts in GPUs)."""
-
-    version: int
-    since_ns: int
-    file: dict[str, Any]
-
-
-class QuotasPut(BaseModel):
-    """`changes`: each figure that differs, in milli-GPU; `applied` is false where nothing does, or for a dry run."""
-
-    version: int
-    applied: bool
-    changes: list[dict[str, Any]]
-
-
-class DrainRequest(BaseModel):
+class DrainRequest(wire.Body):
     """Let a node take nothing new."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     why: Annotated[
         StrictStr, Field(max_length=200, description="for the record, and for who looks at the node")
     ] = ""
 
 
-class Drained(BaseModel):
-    """`changed` is false where it was so already; `jobs` hold a part of the node now."""
-
-    node: str
-    drained: bool
-    changed: bool
-    jobs: list[str]
+async def guard(request: web.Request) -> web.Response:
+    ours = context(request)
+    return web.json_response(await ours.call(ours.control.guard, caller(request)))
 
 
 async def quotas(request: web.Request) -> web.Response:
@@ -89,14 +66,21 @@ async def undrain(request: web.Request) -> web.Response:
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/moorage/v1/quotas", quotas, "The quotas in force", answer=Quotas),
+    Route(
+        "GET",
+        "/moorage/v1/guard",
+        guard,
+        "GPUs held without a lease or beyond it: warned about, stopped, cleared",
+        answer=answers.GuardReport,
+    ),
+    Route("GET", "/moorage/v1/quotas", quotas, "The quotas in force", answer=answers.Quotas),
     Route(
         "PUT",
         "/moorage/v1/quotas",
         put_quotas,
         "Put other quotas in force (admin; 422 when they guarantee more than there is)",
         body=QuotaRequest,
-        answer=QuotasPut,
+        answer=answers.QuotasPut,
     ),
     Route(
         "POST",
@@ -104,13 +88,13 @@ ROUTES: tuple[Route, ...] = (
         drain,
         "Let a node take nothing new; what runs there goes on (admin)",
         body=DrainRequest,
-        answer=Drained,
+        answer=answers.Drained,
     ),
     Route(
         "DELETE",
         "/moorage/v1/nodes/{node}/drain",
         undrain,
         "Let a drained node take work again (admin)",
-        answer=Drained,
+        answer=answers.Drained,
     ),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from urllib.parse import unquote
 
 import aiohttp
@@ -69,7 +70,8 @@ async def proxy(request: web.Request) -> web.StreamResponse:
             f"The body is larger than {limit >> 20} MiB", why="the front door's limit for endpoint requests"
         )
     try:
-        return await _forward(ours, request, view)
+        with ours.route_of(view) as route:
+            return await _forward(ours, request, replace(view, route=route))
     except aiohttp.ClientConnectorError as error:
         raise _not_up(view, "Ray Serve does not answer") from error
     except (aiohttp.ClientError, TimeoutError) as error:

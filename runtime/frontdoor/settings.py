@@ -22,7 +22,8 @@ def installed_ray_version() -> str:
 class Settings:
     """Limits are bytes unless named otherwise.
 
-    `max_package` bounds one uploaded package as sent, `max_unpacked` what it unpacks to; `max_body` every other
+    `max_package` bounds one uploaded package as sent, `max_unpacked` what it unpacks to, `max_spool` all of them
+    together as sent; `max_body` every other
     request body except those proxied to endpoints (`max_endpoint_body`). `log_head` and `log_tail` are what
     `/api/jobs/<id>/logs` keeps of a longer log. `allowed_hosts` are host names (no port) that a request may
     name in Host and Origin. A package that no job needs is kept `package_keep_s` after its last use. `dashboard`
@@ -33,6 +34,7 @@ class Settings:
     allowed_hosts: frozenset[str] = frozenset({"127.0.0.1", "localhost", "::1"})
     max_package: int = 200 * MIB
     max_unpacked: int = 2048 * MIB
+    max_spool: int = 20_480 * MIB
     max_body: int = 1 * MIB
     max_endpoint_body: int = 64 * MIB
     log_head: int = 2 * MIB
@@ -47,6 +49,10 @@ class Settings:
     request_burst: int = 1000
     most_in_flight: int = 512
     """Calls to the control plane that are under way or wait for a thread; one more is told to come back (503)."""
+    ray_dashboard: str = "admin"
+    """Who may look at Ray's dashboard: `admin`, `everyone` (all teams see all jobs there) or `off`."""
+    grafana: str = ""
+    """Where the pool's Grafana is, for a link."""
     ray_version: str = field(default_factory=installed_ray_version)
     dashboard: str | None = None
     serve: str | None = None

@@ -19,7 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import AsyncIterable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -29,11 +29,16 @@ from moorage.errors import InvalidRequest, MoorageError, TooLarge
 _NAME = re.compile(
     r"(?P<stem>[A-Za-z0-9_][A-Za-z0-9_.+!-]{0,180}?)(?P<extension>\.zip|\.whl|\.tar\.gz|\.tgz|\.tar\.xz)"
 )
+_INCOMING = ".incoming-"
+_STEP = 8 << 20
+"""Bytes that an upload of unknown size is granted at a time."""
+FULL_S = 60
+"""When to try again where the bound is reached."""
 _URI = re.compile(r"gcs://(?P<name>.+)", re.DOTALL)
 
 
 class SpoolFull(MoorageError):
-    """No room on the disk for a package."""
+    """No room for a package: on the disk, or within the bound on all of them."""
 
     code = "spool-full"
     http_status = 507
@@ -53,11 +58,25 @@ def package_name(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """The folder `root` (created on first use, 0700)."""
+    """The folder `root` (created on first use, 0700). `max_total` bounds the bytes of all packages together."""
 
     root: Path
     max_package: int
     max_unpacked: int
+    max_total: int = 20 << 30
+    under_way: dict[str, int] = field(default_factory=dict)
+    """Uploads by the name of their file: bytes that each is expected to have, 0 where it did not say."""
+
+    def room(self, size: int = 0) -> bool:
+        """Whether `size` bytes more fit beside what is there and what is still to come."""
+        total = size
+        for one in os.scandir(self.root) if self.root.exists() else ():
+            try:
+                if one.is_file():
+                    total += max(one.stat().st_size, self.under_way.get(one.name, 0))
+            except FileNotFoundError:  # renamed or pruned at this moment
+                continue
+        return total <= self.max_total
 
     def locate(self, owner: str, name: str) -> Path | None:
         """The file that `owner` uploaded as `name`, or None. Touches it, so that pruning sees it is in use."""
@@ -65,26 +84,36 @@ class Spool:
         alias = self._alias(owner, name)
         try:
             target = self.root / alias.read_text(encoding="ascii").strip()
+            if not target.is_file():  # an empty name, which a power failure may leave, is the folder itself
+                return None
             os.utime(target)
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return None
         return target
 
-    async def put(self, owner: str, name: str, chunks: AsyncIterable[bytes]) -> Path:
-        """Stream to a temporary file, verify, rename. Never holds the package in memory.
+    async def put(
+        self, owner: str, name: str, chunks: AsyncIterable[bytes], expected: int | None = None
+    ) -> Path:
+        """Stream to a temporary file, verify, rename. Never holds the package in memory. `expected`: its size, if
+        known.
 
         Raises `TooLarge`, `InvalidRequest` (not an archive) or `SpoolFull`; leaves nothing behind then.
         """
         stem, extension = package_name(name)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         digest, size = hashlib.sha256(), 0
-        handle, partial = tempfile.mkstemp(dir=self.root, prefix=".incoming-")
+        handle, partial = tempfile.mkstemp(dir=self.root, prefix=_INCOMING)
+        self.under_way[Path(partial).name] = checked = expected or 0
         try:
             with os.fdopen(handle, "wb") as out:
+                await self._check_room()
                 async for chunk in chunks:
                     size += len(chunk)
                     if size > self.max_package:
                         raise too_large(self.max_package)
+                    if size > checked:
+                        self.under_way[Path(partial).name] = checked = size + _STEP
+                        await self._check_room()
                     digest.update(chunk)
                     out.write(chunk)
                 out.flush()
@@ -104,6 +133,16 @@ class Spool:
             raise
         finally:
             Path(partial).unlink(missing_ok=True)
+            del self.under_way[Path(partial).name]
+
+    async def _check_room(self) -> None:
+        if not await asyncio.to_thread(self.room):
+            raise SpoolFull(
+                "No room to store the package",
+                why=f"all packages together may have {self.max_total / (1 << 20):g} MiB",
+                todo="try again when jobs that wait have run; or ask the pool's operator to raise spool_limit_mib",
+                retry_after_s=FULL_S,
+            )
 
     def resolve(self, owner: str, uri: str) -> tuple[str, Path] | None:
         """(content URI, file) of a `gcs://` URI that `owner` uploaded; None when it is no such URI.
@@ -126,13 +165,24 @@ class Spool:
             found = own
         return f"gcs://{found.name}", found
 
-    def prune(self, keep: Iterable[str], before_s: float) -> int:
-        """Delete content files not named in `keep` and last used before `before_s` (epoch seconds); how many."""
+    def prune(self, keep: Iterable[str], before_s: float, broken_before_s: float = 0.0) -> int:
+        """Delete content files not named in `keep` and last used before `before_s` (epoch seconds); how many.
+
+        Uploads that got no byte since `broken_before_s` go too: a killed front door cannot tidy up after itself. So do
+        names of content that is gone.
+        """
         wanted, gone = set(keep), 0
         for file in self.root.glob("*"):
-            if file.is_file() and file.name not in wanted and file.stat().st_mtime < before_s:
+            before = max(before_s, broken_before_s) if file.name.startswith(_INCOMING) else before_s
+            if file.is_file() and file.name not in wanted and file.stat().st_mtime < before:
                 file.unlink(missing_ok=True)
                 gone += 1
+        for alias in self.root.glob("names/*/*"):
+            if (
+                alias.stat().st_mtime < before_s
+                and not (self.root / alias.read_text("ascii").strip()).is_file()
+            ):
+                alias.unlink(missing_ok=True)
         return gone
 
     def _alias(self, owner: str, name: str) -> Path:

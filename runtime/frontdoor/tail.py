@@ -17,7 +17,8 @@ from contextlib import aclosing
 from aiohttp import WSMsgType, web
 
 from moorage.errors import NotFound, Unavailable
-from moorage.runtime.control.api import AttemptView, Caller, JobView
+from moorage.runtime import answers
+from moorage.runtime.control.api import Caller, JobView
 from moorage.runtime.frontdoor.context import Context, caller, context
 from moorage.runtime.frontdoor.logs import attempt_heading
 from moorage.runtime.frontdoor.upstream import TailBroken
@@ -111,7 +112,7 @@ class Follower:
             if job is None:
                 return
             for attempt in attempts[done:]:
-                if attempt.attempt > 1:
+                if attempt["attempt"] > 1:
                     await self._send("\n" + attempt_heading(attempt))
                 await self._attempt(attempt)
                 done += 1
@@ -120,7 +121,7 @@ class Follower:
             await self._tell_news(job)
             await asyncio.sleep(self._ours.settings.poll_s)
 
-    async def _look(self) -> tuple[JobView | None, list[AttemptView]]:
+    async def _look(self) -> tuple[JobView | None, list[answers.Attempt]]:
         """The job first, then its attempts: a final job's attempts are then complete. None when it was deleted."""
         control = self._ours.control
         while True:
@@ -142,7 +143,7 @@ class Follower:
             self._told, self._told_at = news, time.monotonic()
             await self._send(f"[moorage] waiting: {job.message}\n")
 
-    async def _attempt(self, attempt: AttemptView) -> None:
+    async def _attempt(self, attempt: answers.Attempt) -> None:
         """Send the attempt's log until it has ended, resuming after every break where the last one stopped.
 
         The control plane sees the end seconds before Ray closes its tail: what is missing then is read from the
@@ -153,7 +154,7 @@ class Follower:
         try:
             while not over.done():
                 before = self._sent.count
-                tail = asyncio.create_task(self._pump(self._ours.upstream.tail(attempt.submission_id)))
+                tail = asyncio.create_task(self._pump(self._ours.upstream.tail(attempt["submission_id"])))
                 await self._first(tail, over)
                 if over.done():
                     break
@@ -181,19 +182,19 @@ class Follower:
         if not tail.cancelled() and not isinstance(tail.exception(), Unavailable):
             tail.result()
 
-    async def _is_complete(self, attempt: AttemptView) -> bool:
+    async def _is_complete(self, attempt: answers.Attempt) -> bool:
         """Whether the log's last lines are the last thing sent: Ray also closes cleanly after giving up."""
         try:
-            last = await self._ours.upstream.last_lines(attempt.submission_id, Sent.KEPT)
+            last = await self._ours.upstream.last_lines(attempt["submission_id"], Sent.KEPT)
         except Unavailable:
             return False
         return self._sent.tail.endswith(last)
 
-    async def _rest(self, attempt: AttemptView) -> None:
+    async def _rest(self, attempt: answers.Attempt) -> None:
         """What the live tail did not bring: read from the file once the attempt is over."""
         for _ in range(TRIES):
             try:
-                await self._pump(self._ours.upstream.log_text(attempt.submission_id))
+                await self._pump(self._ours.upstream.log_text(attempt["submission_id"]))
                 return
             except Unavailable:
                 await asyncio.sleep(self._ours.settings.poll_s)
@@ -214,16 +215,17 @@ class Follower:
                     await self._send(frame)
                 skip = 0
 
-    async def _wait_for_end(self, attempt: AttemptView) -> None:
+    async def _wait_for_end(self, attempt: answers.Attempt) -> None:
         """Returns when the control plane has seen the attempt end."""
         while not await self._has_ended(attempt):
             await asyncio.sleep(self._ours.settings.poll_s)
 
-    async def _has_ended(self, attempt: AttemptView) -> bool:
+    async def _has_ended(self, attempt: answers.Attempt) -> bool:
         job, attempts = await self._look()
         if job is None or job.final:
             return True
         return any(
-            one.attempt > attempt.attempt or (one.attempt == attempt.attempt and one.ended_ns is not None)
+            one["attempt"] > attempt["attempt"]
+            or (one["attempt"] == attempt["attempt"] and one["ended_ns"] is not None)
             for one in attempts
         )

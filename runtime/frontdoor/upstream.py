@@ -71,11 +71,13 @@ class Upstream:
             raise RuntimeError("Upstream.start() was not awaited")
         return self._serve
 
-    def _headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
+        """What authenticates to Ray itself. Never to be handed to a user."""
         token = self._settings.ray_token()
         return {"Authorization": f"Bearer {token}"} if token else {}
 
-    def _url(self, path: str) -> str:
+    def url(self, path: str) -> str:
+        """Of the dashboard. Raises `Unavailable` while none is known."""
         base = self._settings.address("dashboard")
         if base is None:
             raise Unavailable("Ray's dashboard is not up", todo="try again in a few seconds")
@@ -97,7 +99,7 @@ class Upstream:
 
     async def _json(self, path: str, timeout_s: float) -> Any:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
-        async with self.session.get(self._url(path), headers=self._headers(), timeout=timeout) as answer:
+        async with self.session.get(self.url(path), headers=self.headers(), timeout=timeout) as answer:
             answer.raise_for_status()
             return await answer.json()
 
@@ -116,7 +118,7 @@ class Upstream:
             timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
             decoder = text_decoder()
             async with self.session.get(
-                self._url("/api/v0/logs/file"), params=query, headers=self._headers(), timeout=timeout
+                self.url("/api/v0/logs/file"), params=query, headers=self.headers(), timeout=timeout
             ) as answer:
                 if answer.status >= 400:
                     return
@@ -146,8 +148,8 @@ class Upstream:
         """
         try:
             async with self.session.ws_connect(
-                self._url(f"/api/jobs/{submission_id}/logs/tail"),
-                headers=self._headers(),
+                self.url(f"/api/jobs/{submission_id}/logs/tail"),
+                headers=self.headers(),
                 max_msg_size=MAX_FRAME,
             ) as socket:
                 async for message in socket:

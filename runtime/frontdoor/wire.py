@@ -7,6 +7,7 @@ Strings are checked strictly; a field this Ray version does not know is refused 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,14 +22,19 @@ Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _RESERVED_ENV = ("MOORAGE_", "RAY_AUTH")
 _RESERVED_METADATA = re.compile(r"job_submission_id|moorage_.*|ray_auth.*", re.IGNORECASE)
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 M = TypeVar("M", bound=BaseModel)
 MAX_ENTRYPOINT = 64 * 1024
 
 
-class RaySubmit(BaseModel):
-    """The body of `POST /api/jobs/`."""
+class Body(BaseModel):
+    """A request's body: strictly typed, and a field that is not known is refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RaySubmit(Body):
+    """The body of `POST /api/jobs/`."""
 
     entrypoint: Annotated[StrictStr, Field(min_length=1, max_length=MAX_ENTRYPOINT)]
     submission_id: StrictStr | None = None
@@ -43,15 +49,47 @@ class RaySubmit(BaseModel):
 
 
 def load_json(body: bytes) -> Any:
-    """The JSON value of a request body. NaN and Infinity are refused: they are not JSON, and compare oddly."""
+    """The JSON value of a request body. NaN and Infinity are refused: they are not JSON, and compare oddly.
+
+    So is what RFC 8259 (sections 6, 7, 8.2) leaves to who reads it and no database column holds: integers beyond 64
+    bits, fractions beyond a double, half of a surrogate pair, the character NUL.
+    """
 
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is not a JSON number")
 
     try:
-        return json.loads(body, parse_constant=refuse)
+        text = body.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=refuse, parse_int=_whole, parse_float=_fraction)
+        if "\\u" in text:
+            _check_text(value)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("The body is not valid JSON", why=str(error)[:300], code="bad-json") from error
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"the integer {text[:24]}{'...' * (len(text) > 24)} is beyond 64 bits")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"the number {text[:24]}{'...' * (len(text) > 24)} is too large")
+    return float(text)
+
+
+def _check_text(value: Any) -> None:
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            left += one
+        elif isinstance(one, str) and (bad := _NO_TEXT.search(one)):
+            raise ValueError(f"a string holds \\u{ord(bad[0]):04x}, which is no character of a text")
 
 
 def validate(model: type[M], value: Any) -> M:
@@ -69,6 +107,16 @@ def validate(model: type[M], value: Any) -> M:
             code="bad-shape",
             errors=wrong,
         ) from error
+
+
+def whole(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    """An integer query parameter between 0 and `most`; InvalidRequest names it."""
+    text = query.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= most):
+        raise InvalidRequest(
+            f"Query parameter {name}={text[:40]!r} is not a number from 0 to {most}", code="bad-query"
+        )
+    return int(text)
 
 
 def submission(body: Any, resolve: Callable[[str], tuple[str, Path] | None]) -> Submission:

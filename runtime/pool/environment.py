@@ -57,6 +57,9 @@ _NEVER = (
 _RAY_DEFAULTS = {
     # A slow machine needs longer than Ray's 60 s to start many workers at once.
     "RAY_worker_register_timeout_seconds": "300",
+    # A raylet that was killed refuses each check at once: noticed in 2.5 s. One that is slow has Ray's own patience
+    # (five times 10 s).
+    "RAY_health_check_period_ms": "500",
     # Do not fill a small machine with idle workers before anybody asked.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",

@@ -162,8 +162,9 @@ class PoolRecord:
 
 
 def read_pool(home: PoolHome) -> PoolRecord | None:
-    """What `pool.json` says, or None without one. It may describe a pool that has died: see `supervised`."""
-    raw = read_json(home.pool_json)
+    """What `pool.json` says, or None without one. It may describe a pool that has died: see `supervised`. DataError
+    (`state-file-damaged`) when it cannot be read."""
+    raw = read_json(home.pool_json, strict=True)
     if raw is None:
         return None
     known = {key: raw[key] for key in PoolRecord.__dataclass_fields__ if key in raw}

@@ -4,8 +4,9 @@ Run as `python -m moorage.runtime.pool.supervisor --home H` in a session of its 
 pool.json once it runs. It is a subreaper (prctl(2)): what its children leave behind comes to it and not to
 init, so nothing of the pool is lost sight of. Its children get SIGTERM from the kernel when it dies.
 
-`ray` is not started again: its state would be gone in silence. Its death is reported, the pool is then
-`degraded`.
+When `ray` ends, its cluster is over. The pool is `degraded` and says why; what the cluster's end left behind is killed
+first, so that nothing of it still works when a new, empty one starts. The control plane then runs again, from its own
+store, what the old one had not finished.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ import httpx
 import psutil
 
 from moorage.cluster.paths import read_json
+from moorage.errors import MoorageError
 from moorage.runtime.pool.environment import plain_environment, ray_environment, serve_environment
 from moorage.runtime.pool.home import PoolHome, PoolRecord, ProcessId, find_home, read_pool, write_pool
 
 LOG = logging.getLogger("moorage.runtime.pool.supervisor")
 TICK_S = 0.1
 PROBE_S = 0.5
-FIRST_BACKOFF_S, LAST_BACKOFF_S, STEADY_S = 0.2, 10.0, 30.0
+# Who ran for STEADY_S is started again at once: what dies faster than that, over and over, after ever longer pauses.
+FIRST_BACKOFF_S, LAST_BACKOFF_S, STEADY_S = 0.2, 10.0, 10.0
 GRACE_S = {"control": 10.0, "agent": 5.0, "ray": 25.0}
 LEFTOVER_GRACE_S = 2.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -53,7 +56,6 @@ class Child:
     name: str
     command: list[str]
     environment: dict[str, str]
-    restarted: bool
     identity: ProcessId | None = None
     started: float = 0.0
     next_start: float = 0.0
@@ -75,18 +77,26 @@ def children_of(home: PoolHome, settings: dict[str, Any]) -> dict[str, Child]:
     local = not address or address.startswith(("127.", "localhost:", "[::1]"))
     with_ray = ray_environment(home, local=local, passed=passed) | serve_environment(home, settings)
     agent = ["--serve-port", settings["serve_port"], *(["--address", address] if address else [])]
-    control = ["--port", settings["port"]]
+    control = ["--port", settings["port"], *(["--standby"] if settings.get("standby") else [])]
     if home.teams_yaml.exists():
         control += ["--teams", home.teams_yaml]
     found = {
-        "control": Child("control", python(settings["control"], *control), plain_environment(), True),
-        "agent": Child("agent", python("moorage.cluster.agent", *agent), with_ray, True),
+        "control": Child("control", python(settings["control"], *control), plain_environment()),
+        "agent": Child("agent", python("moorage.cluster.agent", *agent), with_ray),
     }
     if not address:
-        shape = ("nodes", "logical_gpus", "gpu_model", "device_mib", "cpus_per_node", "object_store_mib")
+        shape = (
+            "nodes",
+            "logical_gpus",
+            "gpu_model",
+            "device_mib",
+            "cpus_per_node",
+            "object_store_mib",
+            "gcs_storage",
+        )
         flags = [part for key in shape for part in (f"--{key.replace('_', '-')}", settings[key])]
         flags += ["--dashboard-port", settings["dashboard_port"]]
-        ray = Child("ray", python("moorage.cluster.local", *flags), with_ray, False)
+        ray = Child("ray", python("moorage.cluster.local", *flags), with_ray)
         found = {"ray": ray, **found}
     return found
 
@@ -130,7 +140,20 @@ class Supervisor:
         changed = replace(self._record, **changes)
         if changed != self._record:
             self._record = changed
-            write_pool(self._home, changed)
+            self._write()
+
+    def _write(self) -> None:
+        """A full disk must not end the pool: it is tried again with each probe."""
+        try:
+            write_pool(self._home, self._record)
+        except OSError as error:
+            LOG.warning("pool.json could not be written: %s", error)
+
+    def _kept(self) -> bool:
+        """Whether pool.json says what is true: the disk may have been full, or somebody may have damaged it."""
+        with contextlib.suppress(MoorageError, TypeError, OSError):
+            return read_pool(self._home) == self._record
+        return False
 
     # -- starting
 
@@ -161,7 +184,7 @@ class Supervisor:
         self._record = self._record.with_process(child.identity)
         restarts = {name: c.restarts for name, c in self._children.items() if c.restarts > 0}
         self._change(restarts=restarts)
-        write_pool(self._home, self._record)
+        self._write()
 
     # -- watching
 
@@ -189,11 +212,33 @@ class Supervisor:
         child.next_start = now + child.backoff
         child.backoff = min(child.backoff * 2, LAST_BACKOFF_S)
         error = f"{child.name} ended with status {status}; see logs/{child.name}.log"
-        if not child.restarted:
-            child.next_start = float("inf")
-            self._change(state="failed" if self._record.state == "starting" else "degraded", error=error)
-        elif self._record.state == "starting" and child.restarts >= 2:
+        if self._record.state == "starting" and (child.name == "ray" or child.restarts >= 2):
             self._change(state="failed", error=error)
+        elif child.name == "ray":
+            self._change(state="degraded", error=error, serve="")
+            self._clear_after_ray()
+
+    def _clear_after_ray(self) -> None:
+        """Before a new cluster: the old one's address, its driver (the agent), and processes of its jobs, which came to
+        us as subreaper."""
+        self._home.ray_json.unlink(missing_ok=True)
+        agent = self._children["agent"]
+        if agent.identity is not None:
+            agent.backoff = FIRST_BACKOFF_S
+            self._signal_and_wait(agent, signal.SIGKILL, 5.0)
+        ours = {child.identity.pid for child in self._children.values() if child.identity is not None}
+        deadline = time.monotonic() + LEFTOVER_GRACE_S
+        while time.monotonic() < deadline:
+            self._reap()
+            orphans = [p for p in psutil.Process().children() if p.pid not in ours]
+            if not orphans:
+                return
+            for orphan in orphans:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for process in (*orphan.children(recursive=True), orphan):
+                        LOG.info("signal %d to leftover %d", signal.SIGKILL, process.pid)
+                        process.kill()
+            time.sleep(TICK_S / 4)
 
     def _ray(self) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self._home.ray_json) or {}
@@ -204,6 +249,8 @@ class Supervisor:
         if time.monotonic() < self._next_probe:
             return
         self._next_probe = time.monotonic() + PROBE_S
+        if not self._kept():
+            self._write()
         ray = self._ray()
         if ray.get("dashboard"):
             keys = ("ray_address", "ray_version", "dashboard")
@@ -214,9 +261,10 @@ class Supervisor:
             )
         if ray.get("dead") and self._record.state == "up":
             self._change(state="degraded", error="Ray processes have ended: " + ", ".join(ray["dead"]))
-        if self._record.state == "starting" and ray.get("dashboard"):
+        whole = ray.get("dashboard") and not ray.get("dead")
+        if self._record.state in ("starting", "degraded") and whole:
             if self._agent_answers() and self._front_door_answers():
-                self._change(state="up")
+                self._change(state="up", error="")
                 LOG.info("up")
         elif self._record.state == "up" and not self._record.serve:
             self._serve_probe()

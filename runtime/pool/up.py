@@ -27,7 +27,7 @@ from moorage.cluster import haproxy
 from moorage.cluster.paths import write_private
 from moorage.configs.pool import load_pool
 from moorage.configs.teams import load_teams
-from moorage.errors import Conflict, InvalidRequest, Unavailable
+from moorage.errors import Conflict, DataError, InvalidRequest, Unavailable
 from moorage.runtime.pool.down import stop_pool
 from moorage.runtime.pool.environment import HAPROXY, plain_environment
 from moorage.runtime.pool.home import DEFAULT_PORT, PoolHome, PoolRecord, read_pool, write_pool
@@ -37,6 +37,8 @@ READY_WITHIN_S = 180.0
 CONNECT_WITHIN_S = 5.0
 POLL_S = 0.1
 KEPT_SESSIONS = 2
+RAY_SERVE_PORT = 8000
+"""Where Ray Serve listens unless it is told otherwise."""
 CONTROL = "moorage.runtime.control"
 
 
@@ -58,8 +60,14 @@ class PoolOptions:
     pass_env: tuple[str, ...] = ()
     ready_within_s: float = READY_WITHIN_S
     control: str = CONTROL
+    serve_port: int | None = None
+    """Of Serve's HTTP on loopback; None: Ray's own default where it is free, 0: any that is free."""
+    standby: bool = False
+    """Its control plane waits while another one leads over the same database (PostgreSQL)."""
     serve_proxy: str = "python"
     """`python` (Ray's default) or `haproxy`."""
+    gcs_storage: str = "memory"
+    """Where Ray's GCS keeps its tables: `memory`, `rocksdb`, or HOST:PORT of a Redis. The last two outlive it."""
 
 
 Progress = Callable[[str], None]
@@ -75,12 +83,16 @@ def start_pool(home: PoolHome, options: PoolOptions, progress: Progress = lambda
     _check_shape(options)
     _serve_proxy(home, options)
     if options.address is not None:
-        _refuse_unreachable(options.address)
+        _refuse_unreachable("--address", options.address)
+    _check_storage(options)
     home.make()
     with _only_one(home):
+        _set_aside_damaged(home, progress)
         _refuse_running(home)
         stop_pool(home)  # the leftovers of a pool whose supervisor was killed
         _refuse_taken(options.port)
+        if options.serve_port:
+            _refuse_taken(options.serve_port, "--serve-port")
         _write_configs(home, options)
         _write_ray_token(home, joining=options.address is not None)
         _drop_old_sessions(home)
@@ -105,6 +117,7 @@ def _check_shape(options: PoolOptions) -> None:
         "device-mib": (options.device_mib, 1, 1 << 24),
         "cpus-per-node": (options.cpus_per_node, 1, 4096),
         "port": (options.port, 1, 65535),
+        "serve-port": (options.serve_port or 0, 0, 65535),
     }
     for name, (value, low, high) in bounds.items():
         if not low <= value <= high:
@@ -121,23 +134,41 @@ def _check_shape(options: PoolOptions) -> None:
         )
 
 
-def _refuse_unreachable(address: str) -> None:
+def _check_storage(options: PoolOptions) -> None:
+    storage = options.gcs_storage
+    if storage == "memory":
+        return
+    if options.address is not None:
+        raise InvalidRequest(
+            f"--gcs-storage {storage} cannot be had with --address",
+            why="a cluster that is joined was started with its own storage",
+            todo="leave the option out",
+            code="bad-option",
+        )
+    if storage != "rocksdb":
+        _refuse_unreachable("--gcs-storage", storage)
+
+
+def _refuse_unreachable(option: str, address: str) -> None:
     """Told at once: Ray itself would go on trying until `up` gives up."""
+    what = {"--address": "the cluster's GCS", "--gcs-storage": "a Redis"}[option]
     host, _, port = address.rpartition(":")
     if not host or "/" in address or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise InvalidRequest(
-            f"--address {address} is not HOST:PORT",
-            todo="give the address of the cluster's GCS, for example 10.0.0.1:6379",
+            f"{option} {address} is not HOST:PORT",
+            todo=f"give the address of {what}, for example 10.0.0.1:6379",
             code="bad-option",
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_WITHIN_S).close()
     except OSError as error:
         raise Unavailable(
-            f"nothing answers at --address {address}",
+            f"nothing answers at {option} {address}",
             why=error.strerror or str(error),
-            todo="give HOST:PORT of the running cluster's GCS; `ray start --head` prints it",
-            code="cluster-not-reachable",
+            todo="give HOST:PORT of the running cluster's GCS; `ray start --head` prints it"
+            if option == "--address"
+            else "start that Redis, or give --gcs-storage rocksdb",
+            code="cluster-not-reachable" if option == "--address" else "storage-not-reachable",
         ) from error
 
 
@@ -166,6 +197,21 @@ def _only_one(home: PoolHome) -> Iterator[None]:
         yield
 
 
+def _set_aside_damaged(home: PoolHome, progress: Progress) -> None:
+    """A pool.json that nobody can read is kept beside, unless a supervisor lives: that one writes it again."""
+    try:
+        read_pool(home)
+    except DataError as error:
+        with open(home.supervisor_lock, "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise error from None
+        aside = home.pool_json.with_name("pool.json.damaged")
+        home.pool_json.replace(aside)
+        progress(f"{error.what}: kept as {aside.name}")
+
+
 def _refuse_running(home: PoolHome) -> None:
     record = read_pool(home)
     if record is not None and record.supervised():
@@ -178,7 +224,7 @@ def _refuse_running(home: PoolHome) -> None:
         )
 
 
-def _refuse_taken(port: int) -> None:
+def _refuse_taken(port: int, option: str = "--port") -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -187,7 +233,7 @@ def _refuse_taken(port: int) -> None:
             raise Conflict(
                 f"port {port} on 127.0.0.1 cannot be had",
                 why=_holder(port) or str(error),
-                todo="stop what listens there, or choose another: moorage up --port N",
+                todo=f"stop what listens there, or choose another: moorage up {option} N",
                 code="port-taken",
                 port=port,
             ) from error
@@ -244,6 +290,18 @@ def _free_port(avoid: set[int]) -> int:
             return port
 
 
+def _serve_port(asked: int | None, avoid: set[int]) -> int:
+    """Scripts written for Ray alone ask `localhost:8000` for what they have just served."""
+    if asked is None and RAY_SERVE_PORT not in avoid:
+        with contextlib.suppress(Conflict):
+            _refuse_taken(RAY_SERVE_PORT)
+            asked = RAY_SERVE_PORT
+    if not asked:
+        return _free_port(avoid)
+    avoid.add(asked)
+    return asked
+
+
 def _first_record(home: PoolHome, options: PoolOptions) -> PoolRecord:
     used = {options.port}
     settings = {
@@ -255,11 +313,13 @@ def _first_record(home: PoolHome, options: PoolOptions) -> PoolRecord:
         "object_store_mib": options.object_store_mib,
         "port": options.port,
         "dashboard_port": _free_port(used),
-        "serve_port": _free_port(used),
+        "serve_port": _serve_port(options.serve_port, used),
         "serve_proxy": _serve_proxy(home, options),
+        "standby": options.standby,
         "haproxy_metrics_port": _free_port(used),
         "haproxy_stats_port": _free_port(used),
         "address": options.address,
+        "gcs_storage": options.gcs_storage,
         "pass_env": list(options.pass_env),
         "control": options.control,
     }

@@ -12,14 +12,15 @@ __version__ = "0.1.0"
 
 _LAZY: dict[str, str] = {
     "lease": "moorage.runtime.client:lease",
-    "context": "moorage.cluster.binding:current",
+    "context": "moorage.cluster.following:context",
+    "follow": "moorage.cluster.following:follow",
     "preemption": "moorage.runtime.preemption:preemption",
     "checkpointed": "moorage.runtime.preemption:checkpointed",
     "leave": "moorage.runtime.preemption:leave",
     "MoorageError": "moorage.errors:MoorageError",
 }
 
-__all__ = ["MoorageError", "__version__", "checkpointed", "context", "lease", "leave", "preemption"]
+__all__ = ["MoorageError", "__version__", "checkpointed", "context", "follow", "lease", "leave", "preemption"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Nodes, devices and their holders, the queue, the teams.",
     ),
     "top": ("moorage.runtime.commands.top:top", "Watch teams, nodes, and what runs and waits."),
+    "metrics": (
+        "moorage.runtime.commands.metrics:metrics",
+        "Write what Prometheus and Grafana need to watch the pool.",
+    ),
     "page": ("moorage.runtime.commands.page:page", "The address of the pool's web page."),
     "submit": ("moorage.runtime.commands.jobs:submit", "Submit the job a YAML file describes."),
     "jobs": ("moorage.runtime.commands.jobs:jobs", "List jobs."),
@@ -34,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("moorage.runtime.commands.jobs:stop", "Stop a job."),
     "events": ("moorage.runtime.commands.events:events", "The audit record: who did what, when."),
     "cost": ("moorage.runtime.commands.jobs:cost", "GPU time and money per team and job."),
+    "endpoints": (
+        "moorage.runtime.commands.endpoints:endpoints",
+        "What is served, by which replicas, and what more of them waits for.",
+    ),
     "guard": (
         "moorage.runtime.commands.guard:guard",
         "GPUs held without a lease or beyond it, and what is done about it.",

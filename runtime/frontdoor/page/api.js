@@ -23,11 +23,13 @@ export function takeToken() {
 export const keepToken = (token) => sessionStorage.setItem(KEY, token);
 export const dropToken = () => sessionStorage.removeItem(KEY);
 
-async function ask(path) {
-  const answer = await fetch(path, { headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY)}` }, cache: "no-store" });
+async function ask(path, method = "GET") {
+  const answer = await fetch(path, { method, headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY)}` }, cache: "no-store" });
   if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => ({})));
   return answer;
 }
 
 export const get = async (path) => (await ask(`/moorage/v1/${path}`)).json();
 export const logs = async (job) => (await (await ask(`/api/jobs/${encodeURIComponent(job)}/logs`)).json()).logs ?? "";
+// The answer brings a cookie that is good for that path only: the dashboard's own scripts know no token.
+export const openRay = async () => location.assign((await (await ask("/moorage/v1/ray-dashboard", "POST")).json()).path);

@@ -1,5 +1,5 @@
 // What is asked, how often, and which view shows it. Data flows one way: answers -> render(view) -> elements.
-import { Refused, dropToken, get, keepToken, takeToken } from "./api.js";
+import { Refused, dropToken, get, keepToken, openRay, takeToken } from "./api.js";
 import { h, learnTeams } from "./dom.js";
 import { VIEWS, jobView } from "./views.js";
 
@@ -99,7 +99,10 @@ async function start() {
     return login(error instanceof Refused && error.status === 401 ? "This token is not known to the pool." : `The front door does not answer: ${error.message}`);
   }
   const name = me.kind === "admin" ? "admin" : `team ${me.team}`;
-  who.replaceChildren(h("span", {}, name), h("button", { class: "link", type: "button", onclick: leave }, "sign out"));
+  who.replaceChildren(h("span", {}, name),
+    me.ray_dashboard ? h("button", { class: "link", type: "button", onclick: () => openRay().catch((error) => say(error.message)) }, "Ray") : "",
+    me.grafana ? h("a", { href: me.grafana, target: "_blank", rel: "noopener noreferrer" }, "Grafana") : "",
+    h("button", { class: "link", type: "button", onclick: leave }, "sign out"));
   refresh();
 }
 

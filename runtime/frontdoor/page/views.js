@@ -186,6 +186,14 @@ const cost = {
   },
 };
 
+// How many serve of how many wanted, and why the pool has not given more.
+const replicas = (scaling) => {
+  const serving = scaling.replicas.filter((one) => one.state === "SERVING").length;
+  const bounds = `${serving} of ${scaling.wanted} wanted (${scaling.min_replicas} to ${scaling.max_replicas})`;
+  const waits = [...new Set(scaling.waits.map((ask) => ask.reason?.text ?? "waits for the next scheduling round"))];
+  return h("span", {}, bounds, ...[...waits, ...(scaling.note ? [scaling.note] : [])].map((text) => h("small", {}, ` ${text}`)));
+};
+
 const endpoints = {
   path: "endpoints", title: "Endpoints",
   load: async ({ get }) => ({ endpoints: await get("endpoints") }),
@@ -193,6 +201,7 @@ const endpoints = {
     ["Endpoint", (one) => (one.live ? h("a", { href: `${one.path}docs` }, one.name) : one.name), "id"],
     ["Team", (one) => teamLabel(one.team)],
     ["State", (one) => h("span", { class: `state ${one.live ? "live" : "gone"}` }, one.live ? "live" : "its job ended")],
+    ["Replicas", (one) => one.scaling ? replicas(one.scaling) : "1"],
     ["Job", (one) => jobLink(one.job_id)],
     ["Since", (one) => moment(one.created_ns)],
   ], all) : empty("No endpoint is published.")),
