@@ -17,6 +17,8 @@ from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import Scheduling
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -41,7 +43,8 @@ for stale in KERNELS.glob("__pycache__/*.nbi"):
     if stale.stat().st_mtime < NEWEST:
         stale.unlink(missing_ok=True)
 
-import postgres  # noqa: E402  (found by the finder above)
+import halves  # noqa: E402  (found by the finder above)
+import postgres  # noqa: E402
 import processes  # noqa: E402
 
 # What our own commands run under must not reach the users' jobs that tests start (their scripts import siblings),
@@ -72,14 +75,33 @@ settings.register_profile(
 settings.load_profile("moorage")
 
 
-# Every process that a test starts, and what it starts in turn, carries this in its environment.
-MARK = os.environ.setdefault(processes.VARIABLE, processes.new_mark())
+# Every process that a test starts, and what it starts in turn, carries this in its environment. Each worker of
+# `pytest -n` has a mark of its own: it must not take what another worker's tests run for left behind.
+MARK = os.environ[processes.VARIABLE] = processes.new_mark()
+# Of the session: it outlives the module whose test asked first.
+DATABASES: list[postgres.Server] = []
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """`pytest -n`: one worker begins with the modules that start Ray, the others with the rest."""
+    return halves.Halves(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A module that leaves a process behind has failed, whatever its tests said; the process is ended."""
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    kept = {pid for server in DATABASES for pid in server.pids()}
+    left = processes.wait_gone(MARK, timeout=20.0, apart_from=kept)
+    if left:
+        processes.end(MARK, apart_from=kept)
+        pytest.fail("\n  ".join(["left behind by this module's tests, ended now:", *left]), pytrace=False)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A run that leaves a process behind has failed, whatever its tests said; the process is ended."""
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+    """What the fixtures of the session started is gone too."""
     left = processes.wait_gone(MARK, timeout=20.0)
     if left:
         processes.end(MARK)
@@ -93,9 +115,11 @@ def postgresql() -> Iterator[postgres.Server]:
     if postgres.MISSING:
         pytest.skip(postgres.MISSING)
     server = postgres.Server()
+    DATABASES.append(server)
     try:
         yield server
     finally:
+        DATABASES.remove(server)
         server.remove()
 
 

@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from moorage.errors import Conflict, Forbidden, InvalidRequest, LeaseTimeout, NotFound, Unauthenticated
+from moorage.runtime import answers
 from moorage.runtime.control import api
 from moorage.runtime.frontdoor.app import create_app
 from moorage.runtime.frontdoor.settings import Settings
@@ -40,13 +41,16 @@ class MemoryControl:
 
     def __init__(self) -> None:
         self.views: dict[str, api.JobView] = {}
-        self.tries: dict[str, list[api.AttemptView]] = {}
+        self.tries: dict[str, list[answers.Attempt]] = {}
         self.headers: dict[str, dict[str, str]] = {}
-        self.held: dict[str, api.SubleaseView] = {}
+        self.held: dict[str, answers.Lease] = {}
         self.published: dict[str, api.EndpointView] = {}
         self.asked: list[api.GrowAsk] = []
         self.released: list[str] = []
-        self.notices: dict[str, api.NoticeView] = {}
+        self.notices: dict[str, answers.Notice] = {}
+        self.leases_now: dict[str, answers.HeldLease] = {}
+        self.changes: dict[str, int] = {}
+        self.said: list[tuple[str, dict[str, Any]]] = []
         self.answers: list[tuple[str, str, int | None]] = []
         self.grant = threading.Event()
         self.authenticated = 0
@@ -67,19 +71,20 @@ class MemoryControl:
     def attempt(self, job_id: str) -> str:
         number = len(self.tries[job_id]) + 1
         self.tries[job_id].append(
-            api.AttemptView(
+            answers.Attempt(
                 attempt=number,
                 submission_id=f"{job_id}-{number}",
                 state=api.RUNNING,
                 started_ns=time.time_ns(),
                 ended_ns=None,
                 message="",
+                driver_exit_code=None,
             )
         )
         return f"{job_id}-{number}"
 
     def end_attempt(self, job_id: str) -> None:
-        self.tries[job_id][-1] = replace(self.tries[job_id][-1], ended_ns=time.time_ns())
+        self.tries[job_id][-1] = {**self.tries[job_id][-1], "ended_ns": time.time_ns()}
 
     # the facade
     def authenticate(self, bearer: str | None) -> api.Caller:
@@ -141,9 +146,14 @@ class MemoryControl:
     def why(self, caller: api.Caller, job_id: str) -> api.WhyView:
         view = self.job(caller, job_id)
         if view.state != api.PENDING:
-            held = {"lease": "l-1", "kind": "job", "milli_gpu": 500, "since_ns": 5, "ends_ns": None}
-            return api.WhyView(job=view, explanation=None, holds=(held,))
-        reason = {"code": "team-limit", "text": view.message, "team": view.team, "gpu_model": "*"}
+            held = answers.Held(lease="l-1", kind="job", milli_gpu=500, since_ns=5, ends_ns=None)
+            return api.WhyView(job=view, explanation=None, holds=[held])
+        reason: dict[str, Any] = {
+            "code": "team-limit",
+            "text": view.message,
+            "team": view.team,
+            "gpu_model": "*",
+        }
         reason |= {"asked": 2000, "held": 4000, "allowed": 4000, "free": 0, "holders": ["hog"]}
         change = {
             "change": "raise-limit",
@@ -152,7 +162,7 @@ class MemoryControl:
             "milli": 2000,
             "text": "raise it",
         }
-        explanation = {
+        explanation: answers.Explanation = {
             "job": job_id,
             "now_ns": 7,
             "reason": reason,
@@ -165,7 +175,7 @@ class MemoryControl:
             "ends_unknown": 1,
             "paused": False,
         }
-        return api.WhyView(job=view, explanation=explanation, holds=())
+        return api.WhyView(job=view, explanation=explanation, holds=[])
 
     def stop(self, caller: api.Caller, job_id: str) -> bool:
         if self.job(caller, job_id).final:
@@ -179,7 +189,7 @@ class MemoryControl:
         del self.views[job_id]
         return True
 
-    def attempts(self, job_id: str) -> list[api.AttemptView]:
+    def attempts(self, job_id: str) -> list[answers.Attempt]:
         return list(self.tries[job_id])
 
     def status(self, caller: api.Caller) -> dict[str, Any]:
@@ -192,12 +202,26 @@ class MemoryControl:
         limit: int = 100,
         job_id: str | None = None,
         last: bool = False,
-    ) -> list[dict[str, Any]]:
-        everything = [{"seq": n, "job_id": job_id} for n in range(1, 8)]
+    ) -> list[answers.Event]:
+        everything = [
+            answers.Event(
+                seq=n,
+                kind="job.submitted",
+                version=1,
+                wall_ns=n,
+                control_ns=n,
+                principal=caller.principal,
+                team=caller.team,
+                job_id=job_id or "",
+                lease_id="",
+                payload={},
+            )
+            for n in range(1, 8)
+        ]
         found = [one for one in everything if one["seq"] > after]
         return found[-limit:] if last else found[:limit]
 
-    def grow(self, caller: api.Caller, ask: api.GrowAsk) -> api.SubleaseView:
+    def grow(self, caller: api.Caller, ask: api.GrowAsk) -> answers.Lease:
         self.asked.append(ask)
         if not self.grant.wait(ask.timeout_s):
             raise LeaseTimeout(
@@ -211,16 +235,16 @@ class MemoryControl:
             "gpu_mib": ask.gpu_mib,
             "milli_cpu": ask.milli_cpu,
         }
-        lease = {
+        lease: dict[str, Any] = {
             "lease_id": f"sub-{len(self.asked)}",
             "epoch": 3,
             "head": None,
             "workers": [worker] * ask.workers,
         }
-        view = api.SubleaseView(
+        view = answers.Lease(
             lease_id=lease["lease_id"], job_id=ask.job_id or "job_1", team=caller.team, epoch=3, lease=lease
         )
-        self.held[view.lease_id] = view
+        self.held[view["lease_id"]] = view
         return view
 
     def release_sublease(self, caller: api.Caller, lease_id: str) -> bool:
@@ -236,6 +260,23 @@ class MemoryControl:
         self.published[name] = view
         return view
 
+    def withdraw_ask(self, caller: api.Caller, job_id: str, name: str) -> bool:
+        self.job(caller, job_id)
+        return any(one.name == name for one in self.asked)
+
+    def report_replicas(self, caller: api.Caller, name: str, said: api.ReplicaReport) -> api.EndpointView:
+        scaling = answers.Scaling(
+            min_replicas=said.min_replicas,
+            max_replicas=said.max_replicas,
+            wanted=said.wanted,
+            replicas=list(said.replicas),
+            load=dict(said.load),
+            waits=[],
+            note=said.note,
+        )
+        self.published[name] = replace(self.endpoint(name), scaling=scaling)
+        return self.published[name]
+
     def endpoint(self, name: str) -> api.EndpointView:
         if name not in self.published:
             raise NotFound(f"No endpoint {name!r}")
@@ -244,7 +285,19 @@ class MemoryControl:
     def endpoints(self, caller: api.Caller) -> list[api.EndpointView]:
         return [one for one in self.published.values() if caller.may_see(one.team)]
 
-    def notice(self, caller: api.Caller, job_id: str) -> api.NoticeView | None:
+    def lease_now(self, caller: api.Caller, job_id: str) -> answers.HeldLease | None:
+        self.job(caller, job_id)
+        return self.leases_now.get(job_id)
+
+    def lease_changes(self, job_id: str) -> int:
+        return self.changes.get(job_id, 0)
+
+    def follow_lease(self, caller: api.Caller, job_id: str, **said: Any) -> bool:
+        self.job(caller, job_id)
+        self.said.append((job_id, said))
+        return said.get("workers") is not None
+
+    def notice(self, caller: api.Caller, job_id: str) -> answers.Notice | None:
         self.job(caller, job_id)
         return self.notices.get(job_id)
 
@@ -256,21 +309,21 @@ class MemoryControl:
         self.answers.append((job_id, said, step))
         return job_id in self.notices
 
-    def quotas(self, caller: api.Caller) -> dict[str, Any]:
+    def quotas(self, caller: api.Caller) -> answers.Quotas:
         return {"version": 1, "since_ns": 5, "file": {"teams": {"ops": {}}}}
 
     def put_quotas(
         self, caller: api.Caller, text: str, base: int | None = None, force: bool = False, dry: bool = False
-    ) -> dict[str, Any]:
-        return {"version": 2, "applied": not dry, "changes": [], "asked": [text, base, force]}
+    ) -> answers.QuotasPut:
+        return {"version": 2, "applied": not dry, "changes": [{"asked": [text, base, force]}]}
 
-    def drain(self, caller: api.Caller, node: str, drain: bool, why: str = "") -> dict[str, Any]:
+    def drain(self, caller: api.Caller, node: str, drain: bool, why: str = "") -> answers.Drained:
         return {"node": node, "drained": drain, "changed": True, "jobs": [why]}
 
     def cost(self, caller: api.Caller) -> dict[str, Any]:
         return {"teams": [], "jobs": []}
 
-    def usage(self, caller: api.Caller, minutes: int, points: int) -> dict[str, Any]:
+    def usage(self, caller: api.Caller, minutes: int, points: int) -> answers.Usage:
         return {
             "from_ns": 0,
             "to_ns": minutes * 60 * 10**9,
@@ -280,6 +333,9 @@ class MemoryControl:
 
     def health(self) -> dict[str, Any]:
         return {"ok": True, "ray": "reachable", "tick_age_ms": 5, "pending": 0, "running": 0}
+
+    def ready(self) -> dict[str, Any]:
+        return {"ready": True, "role": "leader", "generation": 1}
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         return {
@@ -306,6 +362,9 @@ class ScriptedDashboard:
 
     scripts: dict[str, Script] = field(default_factory=dict)
     refused: int = 0
+    pages: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """(body, content type) of other paths; all else is an empty object."""
+    asked: list[str] = field(default_factory=list)
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -313,12 +372,19 @@ class ScriptedDashboard:
         app.router.add_get("/api/jobs/{id}", self._details)
         app.router.add_get("/api/v0/logs/file", self._file)
         app.router.add_get("/api/jobs/{id}/logs/tail", self._tail)
+        app.router.add_route("*", "/{tail:.*}", self._anything)
         return app
 
     def _check(self, request: web.Request) -> None:
         if request.headers.get("Authorization") != f"Bearer {RAY_TOKEN}":
             self.refused += 1
             raise web.HTTPUnauthorized
+
+    async def _anything(self, request: web.Request) -> web.Response:
+        self._check(request)
+        self.asked.append(f"{request.method} {request.path_qs}")
+        body, kind = self.pages.get(request.path, ("{}", "application/json"))
+        return web.Response(text=body, content_type=kind)
 
     async def _version(self, request: web.Request) -> web.Response:
         self._check(request)

@@ -157,7 +157,7 @@ def start(wishes: dict[str, Any]) -> Pool:
         more += ["--pool", str(settings)]
     began = time.monotonic()
     done = moorage(
-        *("up", "--json", "--port", str(pool.port), "--teams", teams, *shape, *more),
+        *("up", "--json", "--port", str(pool.port), "--serve-port", "0", "--teams", teams, *shape, *more),
         home=pool.home,
         extra=wishes.get("environment"),
     )

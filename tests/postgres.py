@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 from waiting import until
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -102,6 +103,15 @@ class Server:
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def pids(self) -> set[int]:
+        """The server's process and those that it runs, now."""
+        if self._process is None:
+            return set()
+        with contextlib.suppress(psutil.Error):
+            server = psutil.Process(self._process.pid)
+            return {server.pid, *(child.pid for child in server.children(recursive=True))}
+        return set()
 
     @property
     def url(self) -> str:

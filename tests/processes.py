@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Set
 
 import psutil
 
@@ -32,10 +33,22 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def wait_gone(mark: str, timeout: float) -> list[str]:
-    """Give the marked processes `timeout` seconds to end; what is left, one line each."""
+def _others(mark: str, apart_from: Set[int]) -> list[psutil.Process]:
+    found = []
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error):
+            if process.pid not in apart_from and process.ppid() not in apart_from:
+                found.append(process)
+    return found
+
+
+def wait_gone(mark: str, timeout: float, apart_from: Set[int] = frozenset()) -> list[str]:
+    """Give the marked processes `timeout` seconds to end; what is left, one line each.
+
+    `apart_from`: the processes that may stay, and what they start meanwhile.
+    """
     deadline, idle = time.monotonic() + timeout, threading.Event()
-    while (left := marked(mark)) and time.monotonic() < deadline:
+    while (left := _others(mark, apart_from)) and time.monotonic() < deadline:
         idle.wait(0.2)
     lines = []
     for process in left:
@@ -44,10 +57,10 @@ def wait_gone(mark: str, timeout: float) -> list[str]:
     return lines
 
 
-def end(mark: str) -> None:
-    """Kill the marked processes, and again what they started meanwhile."""
+def end(mark: str, apart_from: Set[int] = frozenset()) -> None:
+    """Kill the marked processes but those of `apart_from`, and again what they started meanwhile."""
     for _ in range(5):
-        left = marked(mark)
+        left = _others(mark, apart_from)
         if not left:
             return
         for process in left:

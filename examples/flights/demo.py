@@ -27,6 +27,7 @@ from demo_steps import (
     decisions,
     evaluating,
     features,
+    fractions,
     guarding,
     ledger,
     reclaiming,
@@ -68,6 +69,7 @@ def rows(full: bool) -> list[tuple[str, str]]:
     found = [
         (POOL, ""),
         (guarding.STEP, ""),
+        (fractions.STEP, BATCH),
         (features.STEP, OPS),
         (training.STEP, OPS),
         (sweeping.WIDE, RESEARCH),
@@ -79,7 +81,7 @@ def rows(full: bool) -> list[tuple[str, str]]:
         (serving.LOAD, OPS),
         (ledger.STEP, ""),
     ]
-    return [*found[:6], (training.DEEPSPEED_STEP, OPS), *found[6:]] if full else found
+    return [*found[:7], (training.DEEPSPEED_STEP, OPS), *found[7:]] if full else found
 
 
 def bring_up(demo: Run) -> None:
@@ -102,6 +104,12 @@ def bring_up(demo: Run) -> None:
         "gpus": total,
     }
     demo.screen.done(POOL, f"{len(nodes)} nodes, {total:g} logical GPUs, front door {demo.pool.url}")
+
+
+def beside_the_features(demo: Run) -> None:
+    """What looks at Ray's own figures, so one after the other."""
+    guarding.run(demo)
+    fractions.run(demo)
 
 
 def train_and_sweep(demo: Run, threads: ThreadPoolExecutor) -> None:
@@ -161,7 +169,7 @@ def steps(demo: Run) -> None:
             bring_up(demo)
             demo.began = time.time()
             with decisions.Watch(demo) as watch:
-                together([threads.submit(guarding.run, demo), threads.submit(features.run, demo)])
+                together([threads.submit(beside_the_features, demo), threads.submit(features.run, demo)])
                 train_and_sweep(demo, threads)
                 together([threads.submit(step.run, demo) for step in (registering, reclaiming)])
                 serve_and_evaluate(demo, threads)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -22,8 +23,10 @@ from sqlalchemy import insert, select, text
 from waiting import until
 
 from moorage.errors import Conflict, Unavailable
-from moorage.runtime.control import postgres, tables
+from moorage.runtime.control import leadership, tables
 from moorage.runtime.control.clock import ManualClock
+from moorage.runtime.control.leadership import Fenced
+from moorage.runtime.control.postgres import open_engine
 from moorage.runtime.control.store import Store, record
 
 
@@ -51,13 +54,40 @@ def test_a_read_sees_one_snapshot_and_cannot_write(tmp_path: Path, postgresql: S
 def test_one_control_plane_writes_at_a_time(
     tmp_path: Path, postgresql: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "GIVE_UP_S", 0.2)
+    monkeypatch.setitem(leadership.GIVE_UP_S, "postgresql", 0.2)
     url = postgresql.database(tmp_path)
     first = Store(url, ManualClock())
     with pytest.raises(Conflict, match="another control plane"):
         Store(url, ManualClock())
     first.close()
     Store(url, ManualClock()).close()
+
+
+def test_a_deadlock_with_another_program_is_told_as_busy(tmp_path: Path, postgresql: Server) -> None:
+    """PostgreSQL undoes one of two that wait for each other. Ours it is here: the other one looks for a cycle late."""
+    url = postgresql.database(tmp_path)
+    store = Store(url, ManualClock())
+    import psycopg
+
+    with psycopg.connect(url) as other:
+        other.execute("SET deadlock_timeout = '60s'")
+        other.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        with ThreadPoolExecutor(1) as aside:
+            with pytest.raises(Unavailable) as told, store.write() as db:
+                record(db, store.clock.now(), "test.deadlock")
+                both = aside.submit(other.execute, "LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+                waiting = text(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'events'::regclass"
+                )
+                until(lambda: db.execute(waiting).scalar() == 1, 10, "the other one to wait for us")
+                db.execute(select(tables.jobs))
+            both.result(10)
+        assert told.value.code == "database-busy"
+        other.rollback()
+    with store.write() as db:
+        kinds = list(db.execute(select(tables.events.c.kind)).scalars())
+    assert "test.deadlock" not in kinds, "undone as a whole"
+    store.close()
 
 
 def test_a_control_plane_that_was_replaced_can_no_longer_write(tmp_path: Path, postgresql: Server) -> None:
@@ -68,11 +98,38 @@ def test_a_control_plane_that_was_replaced_can_no_longer_write(tmp_path: Path, p
         postgresql.start()
         with world(tmp_path, url=url) as new:
             job = new.submit("ops", seconds="1")
-            with pytest.raises(Conflict, match="taken over"):
+            with pytest.raises(Fenced, match="taken over"):
                 old.submit("ops")
             new.run(5)
             assert new.states(job) == ["SUCCEEDED"] and old.backend.launches == []
         old.service.core.reload()
+
+
+def test_a_takeover_ends_the_sessions_of_the_stalled_leader_and_of_nobody_else(
+    tmp_path: Path, postgresql: Server
+) -> None:
+    """Two standbys see the same leader stall. The slower one must not break off what the faster one, who leads by
+    now, has under way."""
+    url = postgresql.database(tmp_path)
+    stalled = Store(url, ManualClock())
+    instead = stalled.leader._read()  # as both standbys read it
+    with pytest.raises(Unavailable), stalled.write() as db:
+        db.execute(insert(tables.facts).values(key="late", value="1"))
+        slower = leadership.Leadership(open_engine(url), ManualClock(), leadership.Standing(standby=True))
+        faster = leadership.Leadership(open_engine(url), ManualClock(), leadership.Standing(standby=True))
+        assert faster.take(instead), "a transaction that its leader never ends holds up nobody"
+    with faster._engine.connect().execution_options(moorage_write=True) as db, db.begin():
+        faster.enter(db)
+        db.execute(insert(tables.facts).values(key="kept", value="1"))
+        slower._seat.evict(str(instead.about["seat"]))
+    with stalled.read() as db:
+        keys = set(db.execute(select(tables.facts.c.key)).scalars())
+    assert "kept" in keys and "late" not in keys
+    assert not slower.take(instead)
+    for one in (faster, slower):
+        one.close()
+        one._engine.dispose()
+    stalled.close()
 
 
 def test_a_broken_connection_at_the_commit_leaves_book_and_store_alike(

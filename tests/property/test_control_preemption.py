@@ -1,7 +1,8 @@
 """S2 S3: random teams, jobs, ends, kills, restarts and lost nodes over the simulated pool, with preemption on.
 
-After every round: the ledger is sound, nobody is told to leave who may not be, no attempt is told twice, and
-who was promised a place keeps it or gets it. At the end every job has ended.
+After every round: the ledger is sound, nobody is told to leave or to shrink who may not be, no attempt is told twice,
+who was promised a place keeps it or gets it, and a job that follows its lease holds what it was asked to keep or
+more. At the end every job has ended.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ JOBS = st.lists(
         st.sampled_from((100, 500, 900)),  # priority
         st.sampled_from((True, True, True, False)),  # preemptible
         st.integers(4, 15),  # seconds it needs in one piece
-        st.integers(0, 8),  # how long it takes to leave; above the grace: it is killed
+        st.integers(0, 8),  # how long it takes to leave, or to give workers up; above the grace: it is killed
+        st.sampled_from((None, None, False, True)),  # elastic, and whether it follows its lease
     ),
     min_size=5,
     max_size=12,
@@ -54,6 +56,7 @@ def test_every_preempted_job_ends_and_nobody_is_told_in_vain(teams, jobs, faults
     config = PoolSettings.model_validate(
         {
             "preemption": {"least_run_s": 2, "grace_s": GRACE_S},
+            "elastic": {"settle_s": 1},
             "infra_attempts": 100,
             "start_deadline_ms": 1000,
         }
@@ -65,7 +68,7 @@ def test_every_preempted_job_ends_and_nobody_is_told_in_vain(teams, jobs, faults
     ):
         play = Play(w)
         for at in range(400):
-            for come, owner, workers, gpus, priority, preemptible, seconds, leaves_s in jobs:
+            for come, owner, workers, gpus, priority, preemptible, seconds, leaves_s, follows in jobs:
                 names = w.service.teams.teams
                 if come == at and workers * gpus <= 3 and gpus <= min(nodes):
                     job = w.submit(
@@ -75,8 +78,9 @@ def test_every_preempted_job_ends_and_nobody_is_told_in_vain(teams, jobs, faults
                         priority=str(priority),
                         preemptible=str(preemptible).lower(),
                         seconds=str(seconds),
+                        **({} if follows is None else {"min_workers": "1"}),
                     )
-                    play.jobs[job] = (preemptible, leaves_s)
+                    play.jobs[job] = (preemptible, leaves_s, bool(follows))
             for when, what in faults:
                 play.fault(what, when, at)
             play.round()
@@ -84,16 +88,19 @@ def test_every_preempted_job_ends_and_nobody_is_told_in_vain(teams, jobs, faults
                 break
         states = {job: w.job(job).state for job in play.jobs}
         assert set(states.values()) <= {"SUCCEEDED"}, states
-        assert not w.service.core.book.leaving and not w.service.core.book.promises
+        book = w.service.core.book
+        assert not book.leaving and not book.promises and not book.shrinking
 
 
 class Play:
     def __init__(self, w: World) -> None:
         self.w = w
-        self.jobs: dict[str, tuple[bool, int]] = {}
+        self.jobs: dict[str, tuple[bool, int, bool]] = {}
         self.leaves_at: dict[str, int] = {}
         self.told: dict[str, int] = {}
         """Attempt -> notices."""
+        self.asked: dict[str, int] = {}
+        """Job -> since when it is asked to give workers up."""
         self.seen = 0
         self.promised: dict[str, int] = {}
 
@@ -115,6 +122,7 @@ class Play:
             if now >= at:
                 w.backend.leave(attempt)
                 del self.leaves_at[attempt]
+        self._follow(now)
         before = set(w.service.core.book.promises)
         w.run(0.5)
         check(w.service.core.book.ledger)
@@ -131,10 +139,30 @@ class Play:
         for job, one in w.service.core.book.leaving.items():
             assert w.job(job).state == PREEMPTING and w.job(job).attempt == one.attempt
 
+    def _follow(self, now: int) -> None:
+        """Who follows its lease says so when it runs, gives up what it is asked for, and takes what it is given."""
+        w, admin = self.w, self.w.caller("admin")
+        for job, (preemptible, gives_s, follows) in self.jobs.items():
+            view = w.job(job)
+            if view.state != "RUNNING" or not follows or f"{job}-{view.attempt}" not in w.backend.jobs:
+                continue
+            w.service.follow_lease(admin, job, follows=True)
+            held = w.service.lease_now(admin, job)
+            if held is None or view.lease is None:
+                continue
+            if held["asked"] is None:
+                self.asked.pop(job, None)
+                w.backend.hold(f"{job}-{view.attempt}", view.lease, held["workers"])
+                continue
+            assert preemptible and 1 <= held["workers"] < len(view.lease["workers"])
+            if now - self.asked.setdefault(job, now) >= gives_s * 10**9:
+                w.backend.hold(f"{job}-{view.attempt}", view.lease, held["workers"])
+                assert w.service.follow_lease(admin, job, workers=held["workers"])
+
     def _told(self, event, now: int) -> None:
         job = event["job_id"]
         attempt = f"{job}-{event['payload']['attempt']}"
-        preemptible, leaves_s = self.jobs[job]
+        preemptible, leaves_s, _ = self.jobs[job]
         assert preemptible, f"{job} may not be told to leave"
         assert attempt not in self.told, f"{attempt} was told twice"
         self.told[attempt] = now

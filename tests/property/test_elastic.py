@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from running_pool import RunningPool, job, team
 
@@ -33,18 +34,68 @@ def pools(draw: st.DrawFn) -> tuple[RunningPool, JobRequest]:
 
 
 @st.composite
-def requests(draw: st.DrawFn, name: str, keys: dict[str, int], least: bool = False) -> JobRequest:
+def requests(
+    draw: st.DrawFn,
+    name: str,
+    keys: dict[str, int],
+    least: bool = False,
+    owner: str | None = None,
+    sizes: Sequence[int] = (500, 1000, 1000, 2000),
+) -> JobRequest:
     workers = draw(st.integers(1, 6))
     keys[name] = draw(st.integers(0, 2))
     return job(
         name,
-        draw(st.sampled_from("ab")),
+        owner or draw(st.sampled_from("ab")),
         workers,
-        draw(st.sampled_from([500, 1000, 1000, 2000])),
+        draw(st.sampled_from(sizes)),
         min_workers=workers if least else draw(st.integers(1, workers)),
         priority=draw(st.integers(0, 2)) + least,
         preemptible=draw(st.sampled_from([True, True, True, False])),
     )
+
+
+@st.composite
+def borrowed(draw: st.DrawFn) -> tuple[RunningPool, JobRequest]:
+    """One team holds more than its quota, much of it halves of devices; the other wants its own, or somewhat more."""
+    devices, quotas = draw(st.sampled_from([[4, 4], [2, 2, 4], [8]])), draw(st.sampled_from([(4, 4), (3, 5)]))
+    keys: dict[str, int] = {}
+    pool = RunningPool.of(devices, [team(n, q) for n, q in zip("ab", quotas, strict=True)], keys=keys)
+    for n in range(draw(st.integers(4, 7))):
+        owner = draw(st.sampled_from("abb"))
+        pool.submit(draw(requests(f"r{n}", keys, owner=owner, sizes=[500, 500, 500, 1000])))
+        pool.go()
+        pool.waits.clear()
+    return pool, draw(requests("asks", keys, least=True, owner="a", sizes=[1000, 1000, 2000]))
+
+
+def used_up() -> tuple[RunningPool, JobRequest]:
+    """What b borrows was used up by a worker of r2, whose device is a's too; then r3 left, and two of r1 would do."""
+    pool = RunningPool.of([4, 4], [team("a", 4), team("b", 4)], keys={})
+    return holding(
+        pool,
+        job("r0", "a", 1, 500),
+        job("r1", "b", 3, min_workers=1),
+        job("r2", "b", 5, 500, min_workers=4),
+        job("r3", "a", 1, 500),
+    ), job("asks", "a", 3, priority=1)
+
+
+def sheltered() -> tuple[RunningPool, JobRequest]:
+    """b borrows one worker, and with that one given up it is in its quota: then nobody started. As a whole r0 left."""
+    pool = RunningPool.of([8], [team("a", 4), team("b", 4)], keys={})
+    runs = job("r0", "b", 5, 500, min_workers=1), job("r1", "b", 4, 500)
+    return holding(pool, *runs), job("asks", "a", 4, priority=1)
+
+
+def holding(pool: RunningPool, *runs: JobRequest) -> RunningPool:
+    for run in runs:
+        pool.keys[run.job] = 0
+        pool.submit(run)
+        pool.go()
+    assert not pool.waits
+    pool.keys["asks"] = 0
+    return pool
 
 
 @dataclass(frozen=True)
@@ -71,7 +122,8 @@ def units(pool: RunningPool) -> list[Unit]:
     def key(unit: Unit) -> tuple[int, ...]:
         run = pool.runs[unit.name]
         whole = unit.rank == 0
-        return (whole, run.priority, -pool.keys[unit.name], unit.milli(), order.index(unit.name), -unit.rank)
+        size = pool.ledger.leases[unit.name].milli_gpu if whole else unit.milli()
+        return (whole, run.priority, -pool.keys[unit.name], size, order.index(unit.name), -unit.rank)
 
     return sorted(found, key=key)
 
@@ -115,7 +167,20 @@ def may_push(pool: RunningPool, ledger: Ledger, asks: JobRequest, unit: Unit, en
 
 
 def asked(pool: RunningPool, asks: JobRequest, entitled: bool) -> list[Unit] | None:
-    """Who gives what: ask until it fits, put back what was not needed. None: it does not fit whoever is asked."""
+    """Who gives what. None: it does not fit whoever is asked."""
+    each = in_turn(pool, asks, entitled)
+    if each is not None and all(unit.rank for unit in each):
+        return each
+    gangs = [unit.name for unit in units(pool) if not unit.rank]
+    for names in (set(gangs), *({name} for name in gangs)):
+        given = workers(pool, asks, entitled, names)
+        if given is not None and rightful(pool, asks, entitled, given):
+            return given
+    return gang_by_gang(pool, asks) if each is None and entitled else each
+
+
+def in_turn(pool: RunningPool, asks: JobRequest, entitled: bool) -> list[Unit] | None:
+    """Ask unit by unit until it fits, put back what was not needed."""
     gone: list[Unit] = []
     for unit in units(pool):
         later = [u for u in units(pool) if u.name == unit.name and u.rank > unit.rank]
@@ -125,6 +190,49 @@ def asked(pool: RunningPool, asks: JobRequest, entitled: bool) -> list[Unit] | N
         tasks = placed(without(pool, gone), asks)
         if tasks:
             return put_back(pool, asks, gone, tasks)
+    return None
+
+
+def spare(pool: RunningPool, asks: JobRequest, entitled: bool, names: set[str]) -> list[Unit]:
+    """The workers that these gangs might be asked for when nobody has been."""
+    ledger = pool.ledger
+    found = [unit for unit in units(pool) if unit.rank and unit.name in names]
+    return [unit for unit in found if may_push(pool, ledger, asks, unit, entitled)]
+
+
+def workers(pool: RunningPool, asks: JobRequest, entitled: bool, names: set[str]) -> list[Unit] | None:
+    """Those that do, one gang's at once, those of several in turn."""
+    found = spare(pool, asks, entitled, names)
+    for count in range(len(found) if len(names) == 1 else 1, len(found) + 1):
+        tasks = placed(without(pool, found[:count]), asks)
+        if tasks:
+            return put_back(pool, asks, found[:count], tasks)
+    return None
+
+
+def rightful(pool: RunningPool, asks: JobRequest, entitled: bool, gone: list[Unit]) -> bool:
+    """Whether each team still borrows when the last of it is asked: its largest gang by who is entitled, else its
+    largest worker."""
+    ledger = pool.ledger
+    for name in {pool.runs[unit.name].team for unit in gone} - {asks.team}:
+        row, own = ledger.team_row[name], [u for u in gone if pool.runs[u.name].team == name]
+        sizes = [[u.milli() for u in own if u.name == gang] for gang in {u.name for u in own}]
+        last = max(sum(of) if entitled else max(of) for of in sizes)
+        held = int(ledger.used[row, 0]) - sum(u.milli() for u in own)
+        if ledger.quota[:, 0].any() and held + last <= ledger.quota[row, 0]:
+            return False
+    return True
+
+
+def gang_by_gang(pool: RunningPool, asks: JobRequest) -> list[Unit] | None:
+    """Take quota back as if no gang were elastic; what is not needed of a gang stays."""
+    gone: list[Unit] = []
+    for gang in [unit for unit in units(pool) if not unit.rank]:
+        if may_push(pool, without(pool, gone), asks, gang, True):
+            gone += [unit for unit in units(pool) if unit.name == gang.name]
+            tasks = placed(without(pool, gone), asks)
+            if tasks:
+                return put_back(pool, asks, gone, tasks)
     return None
 
 
@@ -162,14 +270,17 @@ def grant(ledger: Ledger, request: JobRequest, tasks: tuple[TaskPlacement, ...])
     step(ledger, LeaseGranted(lease))
 
 
+def in_quota(pool: RunningPool, asks: JobRequest) -> bool:
+    """It fits its team's own quota; where nobody has one, that holds nobody back."""
+    quotas, row = pool.ledger.quota[:, 0], pool.ledger.team_row[asks.team]
+    return not quotas.any() or asks.milli_gpu() <= max(0, int(quotas[row] - pool.ledger.used[row, 0]))
+
+
 def reference(pool: RunningPool, asks: JobRequest) -> list[Unit] | None:
     """Within its own quota it reclaims; else it asks as one that borrows. None: it waits."""
-    ledger = pool.ledger
-    if placed(ledger, asks):
+    if placed(pool.ledger, asks):
         return []
-    quotas, row = ledger.quota[:, 0], ledger.team_row[asks.team]
-    fits = not quotas.any() or asks.milli_gpu() <= max(0, int(quotas[row] - ledger.used[row, 0]))
-    return asked(pool, asks, entitled=bool(fits))
+    return asked(pool, asks, in_quota(pool, asks))
 
 
 def taken(pool: RunningPool, gone: list[Unit]) -> tuple[set[str], dict[str, int]]:
@@ -182,7 +293,9 @@ def taken(pool: RunningPool, gone: list[Unit]) -> tuple[set[str], dict[str, int]
     return leave, kept
 
 
-@given(pools())
+@given(pools() | borrowed())
+@example(used_up())
+@example(sheltered())
 @settings(deadline=None, max_examples=300)
 def test_who_gives_what_is_what_a_plain_reference_says(case: tuple[RunningPool, JobRequest]) -> None:
     pool, asks = case
@@ -193,11 +306,15 @@ def test_who_gives_what_is_what_a_plain_reference_says(case: tuple[RunningPool, 
     leave, kept = taken(pool, expected or [])
     assert set(decided.preempted) == leave
     assert dict(zip(decided.shrunk, decided.shrunk_tasks.tolist(), strict=True)) == kept
+    assert decided.shrunk_for == ((0,),) * len(kept), "the one who asks"
+    assert set(decided.shrunk_by) <= {"reclaim", "priority", "index"} and len(decided.shrunk_by) == len(kept)
     pool.apply(decided)
     check(pool.ledger)
 
 
-@given(pools())
+@given(pools() | borrowed())
+@example(used_up())
+@example(sheltered())
 @settings(deadline=None, max_examples=300)
 def test_no_gang_below_its_minimum_and_nobody_needlessly(case: tuple[RunningPool, JobRequest]) -> None:
     """Without any one of those that leave, and with any one worker more kept, the starter has no place."""
@@ -224,16 +341,38 @@ def first(pool: RunningPool, unit: Unit) -> tuple[TaskPlacement, ...]:
     return pool.ledger.leases[unit.name].tasks[: max(1, pool.runs[unit.name].min_workers)]
 
 
-@given(pools())
+@given(pools() | borrowed())
+@example(used_up())
 @settings(deadline=None, max_examples=100)
-def test_elastic_gangs_never_leave_where_giving_up_workers_does(case: tuple[RunningPool, JobRequest]) -> None:
+def test_no_job_leaves_where_workers_that_may_be_asked_make_room(
+    case: tuple[RunningPool, JobRequest],
+) -> None:
+    """Those of any one gang, or of all in their turn, as many as may rightfully be taken."""
     pool, asks = case
+    entitled = in_quota(pool, asks)
     pool.submit(asks)
-    rigid = replace(pool.running(), least_tasks=None)
     decided = pool.decide()
-    if decided.preempted:
-        spare = [u for u in units(pool) if u.rank and pool.runs[u.name].preemptible]
-        spare = [u for u in spare if u.name in decided.preempted or u.name in decided.shrunk]
-        assert not placed(without(pool, spare), asks)
-    one = pool.decide(least_tasks=np.diff(rigid.first))
-    assert one.shrunk == () and one.admitted.tolist() == decided.admitted.tolist()
+    if not decided.preempted:
+        return
+    for names in (set(pool.runs), *({name} for name in pool.runs)):
+        found = spare(pool, asks, entitled, names)
+        for count in range(1, len(found) + 1):
+            if rightful(pool, asks, entitled, found[:count]):
+                assert not placed(without(pool, found[:count]), asks), found[:count]
+
+
+@given(pools() | borrowed())
+@example(sheltered())
+@settings(deadline=None, max_examples=100)
+def test_who_starts_among_rigid_gangs_starts_among_elastic_ones(case: tuple[RunningPool, JobRequest]) -> None:
+    """But who borrows: from gangs that can be asked for a part it takes no more than what their team borrows."""
+    pool, asks = case
+    entitled, shared = in_quota(pool, asks), bool(pool.ledger.quota.any())
+    pool.submit(asks)
+    decided = pool.decide()
+    rigid = pool.decide(least_tasks=np.diff(pool.running().first))
+    assert not rigid.shrunk
+    if entitled:
+        assert set(rigid.admitted.tolist()) <= set(decided.admitted.tolist())
+    if not shared:
+        assert rigid.admitted.tolist() == decided.admitted.tolist()

@@ -41,6 +41,7 @@ def pools(draw: st.DrawFn) -> tuple[RunningPool, list[JobRequest]]:
                 draw(st.sampled_from([500, 1000, 1000, 2000])),
                 min_workers=draw(st.integers(1, workers)),
                 priority=draw(st.integers(0, 2)),
+                preemptible=draw(st.sampled_from([True, True, False])),
             )
         )
     policy = Policy(settle_ns=draw(st.sampled_from([0, SETTLE])), least_run_ns=draw(st.sampled_from([0, S])))
@@ -73,6 +74,10 @@ def kept(pool: RunningPool, decided: Plan) -> None:
     starts = ledger.copy()
     grant(pool, decided, starts)
     quotas, used = starts.quota[:, 0], starts.used[:, 0]
+    for row, name in enumerate(starts.team_names if quotas.any() else ()):
+        gangs = [pool.runs[gang] for gang in decided.grown if pool.runs[gang].team == name]
+        if gangs and not any(gang.preemptible for gang in gangs):
+            assert used[row] <= quotas[row], "who gives nothing back borrows nothing"
     if quotas.any():
         lent = np.minimum(np.maximum(quotas - used, 0), starts.lend[:, 0]).sum()
         spare = max(0, int(starts.capacity()[0] - quotas.sum()))
@@ -153,5 +158,8 @@ def test_what_is_left_when_nobody_waits_is_of_no_use_to_any_gang(
             snapshot = Snapshot(
                 version=0, ledger=pool.ledger, pending=Queue.of((one,)), device_rule=DeviceRule.FREE
             )
-            room = int(Quotas.of(pool.ledger).room(pool.ledger.team_row[request.team])[0])
+            quotas, team_row = Quotas.of(pool.ledger), pool.ledger.team_row[request.team]
+            room = int(quotas.room(team_row)[0])
+            if pool.ledger.quota.any() and not request.preemptible:  # its own, and nothing that is lent
+                room = min(room, int(quotas.own[team_row, 0] - quotas.used[team_row, 0]))
             assert room < one.worker.milli_gpu or not len(plan(snapshot, Policy(), 0).admitted), name

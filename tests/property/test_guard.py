@@ -31,7 +31,7 @@ def holdings(draw: st.DrawFn) -> tuple[Holding, ...]:
     for n in range(draw(st.integers(0, 10))):
         job = draw(st.sampled_from((*JOBS, "")))
         attempt = draw(st.sampled_from((1, 1, 1, 2)))
-        holder = draw(st.sampled_from(list(Holder)))
+        holder = draw(st.sampled_from([one for one in Holder if one is not Holder.PROCESS]))
         app = f"app-{draw(st.integers(0, 1))}" if holder is Holder.REPLICA else ""
         device = st.integers(0, DEVICES - 1) if holder is not Holder.GROUP else st.just(-1)
         parts = draw(
@@ -134,3 +134,39 @@ def test_more_lease_never_makes_more_of_a_job_stop(
 @given(held=holdings(), leased=covers())
 def test_all_allowed_nothing_said(held: tuple[Holding, ...], leased: dict[str, Cover]) -> None:
     assert judge(Seen(at_ns=0, holdings=held), leased, allow=Allow(jobs=("ray-*",))) == ()
+
+
+@given(held=holdings(), leased=covers(), where=st.tuples(st.sampled_from(NODES), st.integers(0, DEVICES - 1)))
+def test_a_process_is_said_if_and_only_if_nothing_puts_its_job_on_that_device(
+    held: tuple[Holding, ...], leased: dict[str, Cover], where: tuple[str, int]
+) -> None:
+    """Neither a lease nor what Ray has booked; and what is said of the others does not change by it."""
+    node, device = where
+    seen = [
+        Holding(
+            holder=Holder.PROCESS,
+            id=f"{node}/{n}/1",
+            parts=(Part(node=node, device=device, milli_gpu=0),),
+            owner=f"ray-{job}" if job else "",
+            submission=f"{job}-1" if job else "",
+        )
+        for n, job in enumerate((*JOBS, ""))
+    ]
+    found = judge(Seen(at_ns=0, holdings=(*held, *seen)), leased)
+    said = {one.holding.id: one.kind for one in found if one.holding.holder is Holder.PROCESS}
+    for one in seen:
+        booked = {
+            part.device
+            for other in held
+            for part in other.parts
+            if part.node == node and one.owner and one.owner == other.owner
+        }
+        cover = leased.get(one.submission)
+        on_it = bool(booked & {device, -1}) or (cover is not None and where in cover.parts)
+        event(f"explained: {on_it}")
+        assert (one.id in said) == (not on_it)
+        if not on_it:
+            ended = Kind.ORPHAN_PROCESS if one.submission else Kind.FOREIGN_PROCESS
+            assert said[one.id] is (Kind.UNBOOKED_DEVICE if cover is not None else ended)
+    rest = tuple(one for one in found if one.holding.holder is not Holder.PROCESS)
+    assert rest == judge(Seen(at_ns=0, holdings=held), leased)

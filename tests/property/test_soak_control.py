@@ -120,7 +120,7 @@ class Churn:
 
         def asking() -> None:
             try:
-                answers.append(self.w.service.grow(caller, ask).lease_id)
+                answers.append(self.w.service.grow(caller, ask)["lease_id"])
             except MoorageError as error:
                 answers.append(error)
 

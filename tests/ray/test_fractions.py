@@ -67,6 +67,6 @@ def test_six_of_sixty_percent_run_where_the_plan_says(pool: Pool) -> None:
 
 
 def test_the_binding_can_be_turned_off(pool: Pool) -> None:
-    """`bind: off` is plain Ray: nothing is refused for the lease's sake."""
-    said = ran(pool, "plain", 6, 0.6, within_s=20, bind="off")
-    assert "too large" not in said
+    """`bind: off` is plain Ray: what is larger than any worker of the lease is not refused."""
+    said = ran(pool, "plain", 2, 0.6, bind="off")
+    assert said["task"] and "too large" not in said

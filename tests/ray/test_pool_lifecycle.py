@@ -174,6 +174,24 @@ def test_a_launch_is_idempotent_by_content(backend) -> None:
     assert not [j for j in backend.observe().jobs if j.submission_id == "twice-1"]
 
 
+def test_what_ray_has_not_begun_can_be_stopped(backend) -> None:
+    """G6: nothing has what it asks for, so it has no supervisor that could be told; Ray alone leaves it PENDING."""
+    nowhere = {"a-resource-that-no-node-has": 1.0}
+    backend.launch(Launch(submission_id="waits-1", entrypoint="true", entrypoint_resources=nowhere))
+
+    def status():
+        return [(j.status, j.message) for j in backend.observe().jobs if j.submission_id == "waits-1"]
+
+    until(lambda: [said for said, _ in status()] == ["PENDING"], 60, "Ray has it")
+    backend.stop("waits-1")
+    assert until(lambda: status()[0][0] == "STOPPED" and status(), 30, "it has ended") == [
+        ("STOPPED", "stopped before Ray had begun it")
+    ]
+    backend.stop("waits-1")
+    backend.forget("waits-1")
+    assert not status()
+
+
 def test_a_forged_digest_does_not_count(backend) -> None:
     """S9: content is compared by our own digest, whatever the user's metadata says."""
     backend.launch(Launch(submission_id="forged-1", entrypoint="true", metadata={DIGEST_KEY: "0" * 64}))

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from pool_jobs import ended, events, job, logs, steps, submit
 from pools import Pool, discard, short_folder, start
 from waiting import until
 
 from moorage.train import CheckpointStore
-from moorage.train.steplog import read_steps
 
 pytestmark = pytest.mark.timeout(580)
 SCRIPT = Path(__file__).parent / "scripts" / "lent.py"
@@ -41,41 +39,6 @@ def pool() -> Iterator[Pool]:
     folder.rmdir()
 
 
-def submit(pool: Pool, team: str, job: str, command: list[str], **metadata: str) -> None:
-    body = {"entrypoint": shlex.join(command), "submission_id": job, "metadata": metadata}
-    with pool.http(team) as door:
-        answer = door.post("/api/jobs/", json=body)
-        assert answer.status_code == 200, answer.text
-
-
-def job(pool: Pool, name: str) -> dict[str, Any]:
-    with pool.http("admin") as door:
-        found: dict[str, Any] = door.get(f"/moorage/v1/jobs/{name}").json()
-    return found
-
-
-def events(pool: Pool, name: str) -> list[dict[str, Any]]:
-    with pool.http("admin") as door:
-        found = door.get(f"/moorage/v1/jobs/{name}/events", params={"limit": 1000}).json()
-    return [one for one in found if one["kind"].startswith("preemption.")]
-
-
-def logs(pool: Pool, name: str) -> str:
-    with pool.http("admin") as door:
-        return str(door.get(f"/api/jobs/{name}/logs", timeout=60).json()["logs"])[-3000:]
-
-
-def ended(pool: Pool, name: str, timeout: float) -> dict[str, Any]:
-    final = ("SUCCEEDED", "FAILED", "STOPPED", "QUARANTINED")
-    return until(
-        lambda: (now := job(pool, name))["state"] in final and now, timeout, f"{name} to end", every=0.3
-    )
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return list(read_steps(path)) if path.exists() else []
-
-
 def test_a_train_job_gives_lent_gpus_back_and_ends_as_if_nothing_had_been(pool: Pool, tmp_path: Path) -> None:
     """Notice, checkpoint, release: no step lost, none done twice; the next attempt has two workers of three."""
     runs = pool.files.data / "runs" / "lent"
@@ -90,7 +53,7 @@ def test_a_train_job_gives_lent_gpus_back_and_ends_as_if_nothing_had_been(pool: 
         preemptible="true",
     )
     until(
-        lambda: len(lines(runs / "steps-rank0.jsonl")) >= 30 or job(pool, "lent")["ended_ns"],
+        lambda: len(steps(runs / "steps-rank0.jsonl")) >= 30 or job(pool, "lent")["ended_ns"],
         180,
         "steps to interrupt",
         every=0.1,
@@ -99,22 +62,22 @@ def test_a_train_job_gives_lent_gpus_back_and_ends_as_if_nothing_had_been(pool: 
     seen = tmp_path / "owner.json"
     code = f"import os, time; open({str(seen)!r}, 'w').write(os.environ['MOORAGE_LEASE']); time.sleep(3)"
     submit(pool, "serving", "owner", [sys.executable, "-c", code], workers="2", gpus_per_worker="1")
-    told = until(lambda: events(pool, "lent"), 30, "the notice")[0]
+    told = until(lambda: events(pool, "lent", "preemption."), 30, "the notice")[0]
     assert told["payload"]["for_job"] == "owner" and told["payload"]["rule"] == "reclaim"
     assert ended(pool, "owner", 120)["state"] == "SUCCEEDED", logs(pool, "owner")
     done = ended(pool, "lent", 240)
     assert done["state"] == "SUCCEEDED", logs(pool, "lent")
 
-    steps = lines(runs / "steps-rank0.jsonl")
-    first = [line for line in steps if line["attempt"] == 1]
-    second = [line for line in steps if line["attempt"] == 2]
+    taken = steps(runs / "steps-rank0.jsonl")
+    first = [line for line in taken if line["attempt"] == 1]
+    second = [line for line in taken if line["attempt"] == 2]
     left_at = len(first)
     assert 30 <= left_at < STEPS, "it was told while it ran"
-    assert [line["step"] for line in steps] == list(range(1, STEPS + 1)), "no step lost, none done twice"
+    assert [line["step"] for line in taken] == list(range(1, STEPS + 1)), "no step lost, none done twice"
     assert {line["start"] for line in second} == {left_at}
     worlds = [json.loads(line) for line in (runs / "worlds.jsonl").read_text().splitlines()]
     assert worlds == [{"attempt": 1, "world": 3}, {"attempt": 2, "world": 2}]
-    of_ranks = [[line["step"] for line in lines(runs / f"steps-rank{rank}.jsonl")] for rank in (1, 2)]
+    of_ranks = [[line["step"] for line in steps(runs / f"steps-rank{rank}.jsonl")] for rank in (1, 2)]
     assert of_ranks == [list(range(1, STEPS + 1)), list(range(1, left_at + 1))]
     for rank in (0, 1, 2):
         heard = (runs / f"heard-{rank}-1").read_text()
@@ -126,15 +89,16 @@ def test_a_train_job_gives_lent_gpus_back_and_ends_as_if_nothing_had_been(pool: 
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     undisturbed = script.reference(STEPS, tmp_path / "alone")
-    assert [line["loss"] for line in steps] == pytest.approx(undisturbed, rel=1e-3)
+    assert [line["loss"] for line in taken] == pytest.approx(undisturbed, rel=1e-3)
 
     attempts = [(one["attempt"], one["state"]) for one in done["attempts"]]
     assert attempts == [(1, "PREEMPTED"), (2, "SUCCEEDED")]
     said = [
-        (one["kind"].removeprefix("preemption."), one["payload"].get("step")) for one in events(pool, "lent")
+        (one["kind"].removeprefix("preemption."), one["payload"].get("step"))
+        for one in events(pool, "lent", "preemption.")
     ]
     assert said == [("notice", None), ("checkpointed", left_at), ("leaving", left_at)]
-    assert [one["kind"] for one in events(pool, "owner")] == ["preemption.promised"]
+    assert [one["kind"] for one in events(pool, "owner", "preemption.")] == ["preemption.promised"]
     assert len(json.loads(seen.read_text())["workers"]) == 2
 
 
@@ -160,7 +124,7 @@ def test_who_ignores_the_notice_is_killed_after_the_grace_and_queued_again(
     until(lambda: mark.exists() and mark.read_text().endswith("\n"), 60, "the job to run")
     until(lambda: job(pool, "stubborn")["state"] == "RUNNING", 30, "the pool to see it")
     submit(pool, "serving", "owner-2", ["sleep", "2"], workers="2", gpus_per_worker="1")
-    until(lambda: events(pool, "stubborn"), 30, "the notice")
+    until(lambda: events(pool, "stubborn", "preemption."), 30, "the notice")
     pid = int(mark.read_text())
     shown = pool.moorage("why", "stubborn")
     assert "owner-2" in shown.stdout and "takes back quota" in shown.stdout, shown.stdout + shown.stderr
@@ -169,7 +133,7 @@ def test_who_ignores_the_notice_is_killed_after_the_grace_and_queued_again(
     assert psutil.pid_exists(pid) and job(pool, "stubborn")["state"] == "PREEMPTING"
     assert ended(pool, "owner-2", GRACE_S + 60)["state"] == "SUCCEEDED"
     until(lambda: not psutil.pid_exists(pid), 20, "the first attempt's process to be gone")
-    notice, over = events(pool, "stubborn")
+    notice, over = events(pool, "stubborn", "preemption.")
     assert over["kind"] == "preemption.grace-over"
     assert over["wall_ns"] - notice["wall_ns"] >= GRACE_S * 10**9, "not before its grace was over"
     until(lambda: len(mark.read_text().split()) == 2, 60, "its second attempt")

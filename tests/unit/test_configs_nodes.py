@@ -138,6 +138,26 @@ def test_a_key_that_was_meant_for_a_constraint_is_not_passed_over(key: str) -> N
         parse_job({key: "x"})
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tick: 3", "file: unknown key 'tick' in the pool file; did you mean 'tick_ms'?"),
+        ("preemption: {grace: 3}", "unknown key 'grace' in preemption; did you mean 'grace_s'?"),
+        ("elastic: {settle: 3}", "unknown key 'settle' in elastic; did you mean 'settle_s'?"),
+        ("power: {levels: r}", "unknown key 'levels' in power; did you mean 'level'?"),
+        ("nodes: [{mach: a}]", "nodes.0: unknown key 'mach' in a rule of nodes; did you mean 'match'?"),
+        ("autoscaling: {idle: 3}", "unknown key 'idle' in autoscaling; did you mean 'idle_s'?"),
+        ("autoscaling: {node_types: {a: {device: 3}}}", "autoscaling.node_types.a: unknown key 'device'"),
+        ("guard: {allow: {name: []}}", "guard.allow: unknown key 'name' in the guard's settings"),
+        ("guard: {kinds: {no-lease: {mod: off}}}", "unknown key 'mod' in the guard's settings"),
+    ],
+)
+def test_each_section_refuses_an_unknown_key_by_name(text: str, says: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_pool(text)
+    assert says in refused.value.why
+
+
 POOL = """
 nodes:
   - {match: "gpu-*", labels: {rack: r1}, taints: ["team=ml:NoSchedule"], device_watts: 400}

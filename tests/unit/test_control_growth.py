@@ -12,13 +12,14 @@ from waiting import until
 
 from moorage.configs.pool import PoolSettings
 from moorage.errors import Conflict, Infeasible, InvalidRequest, LeaseTimeout, MoorageError, NotFound
+from moorage.runtime import answers
 from moorage.runtime.control.admission import QueueFull
-from moorage.runtime.control.api import GrowAsk, SubleaseView, Submission
+from moorage.runtime.control.api import GrowAsk, Submission
 
 
-def grow(w: World, job: str, **ask: Any) -> SubleaseView | MoorageError:
+def grow(w: World, job: str, **ask: Any) -> answers.Lease | MoorageError:
     """Ask in a thread, as the front door does, while this one runs the loop."""
-    found: list[SubleaseView | MoorageError] = []
+    found: list[answers.Lease | MoorageError] = []
 
     def asking() -> None:
         try:
@@ -38,17 +39,17 @@ def test_a_lease_grows_within_quota_and_is_given_back_once(tmp_path: Path) -> No
         job = w.submit("ops", seconds="100")
         w.run(2)
         more = grow(w, job, workers=2, milli_gpu=1000, timeout_s=5, name="more")
-        assert isinstance(more, SubleaseView) and w.held("ops") == 3000
-        assert [worker["milli_gpu"] for worker in more.lease["workers"]] == [1000, 1000]
+        assert isinstance(more, dict) and w.held("ops") == 3000
+        assert [worker["milli_gpu"] for worker in more["lease"]["workers"]] == [1000, 1000]
         again = grow(w, job, workers=2, milli_gpu=1000, timeout_s=5, name="more")
-        assert isinstance(again, SubleaseView) and again.lease_id == more.lease_id, (
+        assert isinstance(again, dict) and again["lease_id"] == more["lease_id"], (
             "a lost answer is asked again"
         )
         ops = w.caller("ops")
-        assert w.service.release_sublease(ops, more.lease_id) and w.held("ops") == 1000
-        assert not w.service.release_sublease(ops, more.lease_id)
+        assert w.service.release_sublease(ops, more["lease_id"]) and w.held("ops") == 1000
+        assert not w.service.release_sublease(ops, more["lease_id"])
         with pytest.raises(NotFound):
-            w.service.release_sublease(w.caller("research"), more.lease_id)
+            w.service.release_sublease(w.caller("research"), more["lease_id"])
 
 
 def test_an_ask_that_still_waits_is_joined_not_doubled(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_an_ask_that_still_waits_is_joined_not_doubled(tmp_path: Path) -> None:
     with world(tmp_path) as w:
         job, other = w.submit("ops", seconds="100"), w.submit("ops", workers=5, seconds="4")
         w.run(2)
-        found: list[SubleaseView] = []
+        found: list[answers.Lease] = []
         ask = GrowAsk(job_id=job, workers=2, milli_gpu=1000, timeout_s=20, name="more")
         threads = [
             threading.Thread(target=lambda: found.append(w.service.grow(w.caller("ops"), ask)))
@@ -69,7 +70,7 @@ def test_an_ask_that_still_waits_is_joined_not_doubled(tmp_path: Path) -> None:
         assert w.states(other) == ["SUCCEEDED"]
         for thread in threads:
             thread.join(20)
-        assert len({view.lease_id for view in found}) == 1 and len(found) == 2
+        assert len({view["lease_id"] for view in found}) == 1 and len(found) == 2
         assert w.held("ops") == 3000
 
 
@@ -92,7 +93,7 @@ def test_subleases_end_with_their_job(tmp_path: Path) -> None:
     with world(tmp_path) as w:
         job = w.submit("ops", seconds="8")
         w.run(2)
-        assert isinstance(grow(w, job, milli_gpu=500, timeout_s=5), SubleaseView) and w.held("ops") == 1500
+        assert isinstance(grow(w, job, milli_gpu=500, timeout_s=5), dict) and w.held("ops") == 1500
         w.run(10)
         assert w.states(job) == ["SUCCEEDED"] and w.held("ops") == 0
 

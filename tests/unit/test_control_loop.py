@@ -99,7 +99,9 @@ def test_exit_codes_fail_the_job_and_lost_attempts_are_tried_again(tmp_path: Pat
         w.run(40)
         assert w.states(wrong, again, lost) == ["FAILED", "FAILED", "QUARANTINED"]
         assert w.job(wrong).driver_exit_code == 1
-        attempts = {job: [a.submission_id for a in w.service.attempts(job)] for job in (wrong, again, lost)}
+        attempts = {
+            job: [a["submission_id"] for a in w.service.attempts(job)] for job in (wrong, again, lost)
+        }
         assert attempts == {
             j: [f"{j}-{n + 1}" for n in range(k)] for j, k in ((wrong, 1), (again, 3), (lost, 3))
         }
@@ -251,6 +253,22 @@ def test_an_attempt_pinned_to_a_node_that_was_restarted_is_taken_back(tmp_path: 
         assert w.backend.launches == [f"{job}-1", f"{job}-2"] and w.states(job) == ["RUNNING"]
 
 
+def test_an_attempt_that_ray_does_not_begin_is_given_up_and_tried_elsewhere(tmp_path: Path) -> None:
+    """G6: Ray took it and says PENDING for ever; its devices are not held for that."""
+    settings = PoolSettings(start_timeout_s=10, infra_attempts=2)
+    with world(tmp_path, nodes=NODES[:1], start_s=3600, settings=settings) as w:
+        job = w.service.submit(w.caller("ops"), Submission(entrypoint="x", entrypoint_num_gpus=1))
+        w.run(9)
+        assert w.states(job) == ["STARTING"]
+        w.run(12)
+        assert w.backend.launches == [f"{job}-1", f"{job}-2"]
+        w.run(20)
+        seen = w.service.job(w.caller("ops"), job)
+        assert (seen.state, seen.lease) == ("QUARANTINED", None)
+        told = {one["message"] for one in w.service.attempts(job)}
+        assert told == {"Ray did not begin it within the pool's start_timeout_s"}
+
+
 @pytest.mark.parametrize(
     ("status", "message", "code", "stop", "left", "kind"),
     [
@@ -266,6 +284,8 @@ def test_an_attempt_pinned_to_a_node_that_was_restarted_is_taken_back(tmp_path: 
         ("STOPPED", "", None, "", 0, "stopped"),
         ("STOPPED", "", None, "max_runtime", 0, "failed"),
         ("STOPPED", "", None, "node_lost", 0, "lost"),
+        ("STOPPED", "", None, "not_begun", 0, "lost"),
+        ("SUCCEEDED", "", 0, "not_begun", 0, "succeeded"),
     ],
 )
 def test_what_an_end_means(

@@ -56,14 +56,14 @@ def test_lent_quota_comes_back_by_notice_and_the_job_is_queued_again(tmp_path: P
         reason = w.job(own).reason
         assert reason is not None and reason["code"] == "leaving" and reason["holders"] == [second]
         notice = w.service.notice(w.caller("a"), second)
-        assert notice is not None and notice.for_job == own and notice.rule == "reclaim"
-        assert 55 < notice.left_s <= 60 and w.service.notice(w.caller("a"), first) is None
+        assert notice is not None and notice["for_job"] == own and notice["rule"] == "reclaim"
+        assert 55 < notice["left_s"] <= 60 and w.service.notice(w.caller("a"), first) is None
         assert own in w.job(second).message and "takes back quota" in w.job(second).message
         assert w.service.answer_notice(w.caller("a"), second, "checkpointed", 7)
         w.backend.leave(f"{second}-1")
         w.run(2)
         assert w.states(first, second, own) == ["RUNNING", "PENDING", "RUNNING"]
-        assert [one.state for one in w.service.attempts(second)] == ["PREEMPTED"]
+        assert [one["state"] for one in w.service.attempts(second)] == ["PREEMPTED"]
         assert kinds(w, second) == ["notice", "checkpointed"] and kinds(w, own) == ["promised"]
         w.run(25)
         assert w.states(own, second) == ["SUCCEEDED", "RUNNING"], "one attempt lost would be quarantine here"
@@ -95,7 +95,7 @@ def test_who_ignores_the_notice_is_stopped_when_the_grace_is_over_not_before(tmp
         assert w.backend.jobs[f"{second}-1"].status == "STOPPED"
         assert w.backend.jobs[f"{first}-1"].status == "RUNNING"
         assert kinds(w, second) == ["notice", "grace-over"]
-        assert "grace was over" in w.service.attempts(second)[0].message
+        assert "grace was over" in w.service.attempts(second)[0]["message"]
 
 
 def test_nobody_else_is_told_for_the_same_need_and_nobody_else_takes_the_room(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_higher_priority_takes_the_place_of_a_lower_one_after_its_least_run_ti
         w.run(15)
         assert w.states(first, second, urgent) == ["PREEMPTING", "RUNNING", "PENDING"], "who was due first"
         notice = w.service.notice(w.caller("a"), first)
-        assert notice is not None and notice.rule == "priority"
+        assert notice is not None and notice["rule"] == "priority"
 
 
 @pytest.mark.parametrize("how", ["leaves", "is killed"])
@@ -232,7 +232,7 @@ def test_an_ask_of_a_running_job_for_more_room_takes_lent_quota_back_too(tmp_pat
         (told,) = [job for job in jobs if w.job(job).state == "PREEMPTING"]
         w.backend.leave(f"{told}-1")
         until(lambda: w.run(0.5) or asked.done(), 20, "the room")
-        assert asked.result().job_id == own and w.held("ops") == 2000
+        assert asked.result()["job_id"] == own and w.held("ops") == 2000
         assert w.states(told) == ["PENDING"]
 
 

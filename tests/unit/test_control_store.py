@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from control_world import world
-from sqlalchemy import create_mock_engine, select, text
+from sqlalchemy import Connection, create_mock_engine, select, text
 
-from moorage.configs.teams import parse_teams
-from moorage.errors import Conflict, Forbidden, NotFound, Unauthenticated
-from moorage.runtime.control import records, states, tables
+from moorage.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unavailable
+from moorage.runtime.control import failpoints, records, states, tables
 from moorage.runtime.control.api import FINAL, Submission
 from moorage.runtime.control.clock import ManualClock
+from moorage.runtime.control.leadership import Fenced, Interrupted, Standing
 from moorage.runtime.control.store import Store, sqlite_url
-from moorage.runtime.control.tokens import authenticate, provision
 from moorage.scheduling.ledger import LeaseResized, step
 
 
@@ -40,6 +43,56 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(Conflict, match="newer"):
         Store(sqlite_url(tmp_path / "c.db"), ManualClock())
+
+
+def test_a_tree_of_teams_whose_commit_was_not_answered_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has it: the book goes by it too, and to apply it again finds nothing to do."""
+    other, write = "teams: {a: {quota: 4}, b: {quota: 1}}", Store.write
+
+    @contextmanager
+    def unanswered(store: Store) -> Iterator[Connection]:
+        with write(store) as db:
+            yield db
+        raise Unavailable("the connection broke", code="database-unreachable")
+
+    with world(tmp_path, teams="teams: {a: {quota: 2}}") as w:
+        admin = w.caller("admin")
+        monkeypatch.setattr(Store, "write", unanswered)
+        with pytest.raises(Unavailable):
+            w.service.put_quotas(admin, other)
+        monkeypatch.undo()
+        assert not w.service.put_quotas(admin, other)["applied"]
+        assert sorted(w.service.teams.teams) == ["a", "b"]
+        ledger = w.service.core.book.ledger
+        assert ledger.quota[ledger.team_row["a"], 0] == 4000
+
+
+def test_who_asks_late_whether_another_one_leads_hears_it_too(tmp_path: Path) -> None:
+    """Else a control plane that was replaced while it started would stay, and never end."""
+    first = Store(sqlite_url(tmp_path / "c.db"), ManualClock())
+    heard: list[str] = []
+    with first.write() as db:
+        db.execute(text("UPDATE facts SET value = '9' WHERE key = 'generation'"))
+    with pytest.raises(Fenced):
+        first.leader.confirm()
+    first.leader.when_lost(lambda: heard.append("lost"))
+    assert heard == ["lost"]
+    first.close()
+
+
+def test_a_start_that_finds_the_database_held_can_be_ended(tmp_path: Path) -> None:
+    Store(sqlite_url(tmp_path / "c.db"), ManualClock()).close()
+    standing = Standing()
+    with sqlite3.connect(tmp_path / "c.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.2, standing.ended.set)
+        timer.start()
+        with pytest.raises(Interrupted):
+            Store(sqlite_url(tmp_path / "c.db"), ManualClock(), standing)
+        timer.join()
+        other.execute("ROLLBACK")
 
 
 def test_the_schema_compiles_for_postgresql() -> None:
@@ -197,20 +250,45 @@ def test_a_resized_lease_is_stored_billed_and_read_again(tmp_path: Path) -> None
 
 def test_a_team_gone_from_the_file_has_no_token_any_more(tmp_path: Path) -> None:
     """Its file goes too: `moorage up` offers the tokens it finds there."""
-    store, folder, clock = (
-        Store(sqlite_url(tmp_path / "c.db"), ManualClock()),
-        tmp_path / "tokens",
-        ManualClock(),
-    )
+    with world(tmp_path, teams="teams: {a: {}, b: {}}") as w:
+        old = (w.tokens / "a.token").read_text(encoding="utf-8")
+        w.service.put_quotas(w.caller("admin"), "teams: {b: {}}")
+        assert sorted(path.stem for path in w.tokens.glob("*.token")) == ["admin", "b"]
+        with pytest.raises(Unauthenticated):
+            w.service.authenticate(old)
 
-    def provide(teams: str) -> None:
-        with store.write() as db:
-            provision(db, clock.now(), folder, parse_teams(teams))
 
-    provide("teams: {a: {}, b: {}}")
-    old = (folder / "a.token").read_text(encoding="utf-8")
-    provide("teams: {b: {}}")
-    assert sorted(path.stem for path in folder.glob("*.token")) == ["admin", "b"]
-    with store.read() as db, pytest.raises(Unauthenticated):
-        authenticate(db, old)
-    store.close()
+def test_tokens_change_with_the_teams_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a change of the teams breaks off: who is a team has a file, and what is in it is the token."""
+    with world(tmp_path, teams="teams: {a: {}, b: {}}") as w:
+        old = (w.tokens / "a.token").read_text(encoding="utf-8")
+
+        def break_off(name: str) -> None:
+            if name == at:
+                raise RuntimeError(name)
+
+        monkeypatch.setattr(failpoints, "hit", break_off)
+        at = "quota.before-commit"
+        with pytest.raises(RuntimeError):
+            w.service.put_quotas(w.caller("admin"), "teams: {b: {}}")
+        assert (w.tokens / "a.token").read_text(encoding="utf-8") == old
+        assert w.service.authenticate(old).team == "a"
+        at = "quota.after-commit"
+        with pytest.raises(RuntimeError):
+            w.service.put_quotas(w.caller("admin"), "teams: {b: {}}")
+        assert (w.tokens / "a.token").exists(), "removed after the commit only"
+        with pytest.raises(Unauthenticated):
+            w.service.authenticate(old)
+        at = ""
+        w.service.put_quotas(w.caller("admin"), "teams: {a: {}, b: {}}")
+        new = (w.tokens / "a.token").read_text(encoding="utf-8")
+        assert w.service.authenticate(new).team == "a"
+        with pytest.raises(Unauthenticated):
+            w.service.authenticate(old)
+        at = "quota.after-commit"
+        with pytest.raises(RuntimeError):
+            w.service.put_quotas(w.caller("admin"), "teams: {b: {}}")
+        w.restart()
+        assert sorted(path.stem for path in w.tokens.glob("*.token")) == ["admin", "b"], (
+            "made up for by a start"
+        )

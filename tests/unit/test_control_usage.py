@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.configs.pool import PoolSettings
+from moorage.runtime.control.book import Book
 from moorage.runtime.control.usage import KEPT_NS, Steps
+from moorage.scheduling.ledger import Ledger
 
 SECOND = 10**9
 
@@ -66,3 +69,47 @@ def test_old_changes_are_let_go() -> None:
     assert len(steps.at_ns) < 200
     assert steps.at_ns[0] <= 999 * day - KEPT_NS < steps.at_ns[-1]
     assert steps.until(999 * day) - steps.until(995 * day) == 2 * day
+
+
+def test_whoever_reads_the_ledger_holds_the_lock(tmp_path: Path) -> None:
+    """A node that joins between two reads would leave one column longer than the other."""
+    with world(tmp_path) as w:
+        service, lock = w.service, w.service.store.lock
+        read: list[str] = []
+
+        class Watched(Book):
+            @property
+            def ledger(self) -> Ledger:  # type: ignore[override]
+                if not lock._is_owned():  # type: ignore[attr-defined]
+                    unlocked.extend(frame.name for frame in traceback.extract_stack()[-4:-1])
+                read.append(traceback.extract_stack()[-2].name)
+                return self.__dict__["ledger"]  # type: ignore[no-any-return]
+
+            @ledger.setter
+            def ledger(self, value: Ledger) -> None:
+                self.__dict__["ledger"] = value
+
+        unlocked: list[str] = []
+        service.core.book.__class__ = Watched
+        admin = w.caller("admin")
+        busy = w.submit("ops", gpus=1, workers=2, seconds="20", preemptible="true", max_runtime="1h")
+        w.run(3)
+        waits = w.submit("research", gpus=1, workers=2, seconds="5")
+        w.submit("research", gpus=1, workers=2, seconds="5")
+        service.follow_lease(w.caller("ops"), busy, follows=True)
+        w.run(3)
+        for job in (busy, waits):
+            (
+                service.why(admin, job),
+                service.job(admin, job),
+                service.notice(admin, job),
+                service.lease_now(admin, job),
+            )
+        service.usage(admin, 5, 5), service.status(admin), service.cost(admin), service.metrics()
+        service.jobs(admin), service.health(), service.guard(admin), service.endpoints(admin)
+        service.quotas(admin), service.drain(admin, "node-1", True), service.events(admin)
+        service.put_quotas(admin, "teams: {ops: {quota: 1}, research: {quota: 2, limit: 2}}")
+        service.stop(admin, busy)
+        w.run(3)
+        assert not unlocked, unlocked
+        assert {"usage", "status", "samples"} <= set(read), "the paths above are not those that read it"

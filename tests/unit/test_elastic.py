@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from running_pool import RunningPool, job, team
 
+from moorage.scheduling.ledger import TeamSet, step
 from moorage.scheduling.model import JobRequest, Policy, Shape, TeamSpec
 
 S = 10**9
@@ -169,6 +170,49 @@ CASES = [
         starts=("high",),
         shrinks={"e": 6},
     ),
+    Case(
+        name="a worker that makes no room uses up nothing of what may be taken back",
+        teams=TWO,
+        runs=(
+            job("a1", "ops", 1, 500),
+            elastic("e", "research", 1, 3),
+            elastic("useless", "research", 4, 5, milli=500),
+            job("a2", "ops", 1, 500),
+        ),
+        waits=(job("own", "ops", 3, priority=1),),
+        starts=("own",),
+        shrinks={"e": 1},
+    ),
+    Case(
+        name="a gang of a team that borrows gives what its own quota would cover, for what the asker's quota covers",
+        devices=(8,),
+        teams=TWO,
+        runs=(elastic("e", "ops", 1, 5, milli=500), job("f", "ops", 4, 500)),
+        waits=(job("own", "research", 4),),
+        starts=("own",),
+        shrinks={"e": 2},
+    ),
+    Case(
+        name="but not for an asker that borrows",
+        devices=(8,),
+        teams=(team("ops", 4), team("research", 3)),
+        runs=(elastic("e", "ops", 1, 5, milli=500), job("f", "ops", 4, 500)),
+        waits=(job("more", "research", 4, priority=1),),
+    ),
+    Case(
+        name="as a last resort quota is taken back gang by gang, as from gangs that are not elastic",
+        teams=TWO,
+        runs=(
+            job("a1", "ops", 1, 500),
+            elastic("e", "research", 2, 5, milli=500),
+            job("a2", "ops", 1, 500),
+            elastic("in the way", "research", 2, 3, milli=500),
+            job("f", "research", 3, 500),
+        ),
+        waits=(job("own", "ops", 1, 2000, priority=1),),
+        starts=("own",),
+        leaves=("in the way",),
+    ),
 ]
 
 
@@ -195,6 +239,8 @@ def test_scenario(case: Case) -> None:
     assert decided.preempted == case.leaves
     assert given(pool, before) == case.shrinks
     assert decided.shrunk == tuple(case.shrinks)
+    assert all(row in decided.admitted for rows in decided.shrunk_for for row in rows)
+    assert len(decided.shrunk_for) == len(decided.shrunk_by) == len(case.shrinks)
     again = pool.go()
     assert (again.preempted, again.shrunk) == ((), ()), "what was decided stands"
 
@@ -237,6 +283,23 @@ def test_a_young_gang_gives_nothing_but_what_is_lent() -> None:
         assert given(pool, before) == gives
         pool.go(S)
         assert pool.workers()["e"] == 6
+
+
+def test_the_workers_of_one_gang_alone_where_those_of_several_may_not_all_be_taken() -> None:
+    """e1 and e2 are asked first and make room together; but research is in its quota once one of them gave."""
+    pool = RunningPool.of([1, 4, 4], (team("ops", 2), team("research", 7)))
+    pool.submit(job("ends", "ops", 1))
+    pool.go()
+    gangs = [elastic(f"e{n}", "research", 1, workers) for n, workers in ((1, 2), (2, 2), (3, 3))]
+    for request in (*gangs, job("stays", "ops", 1, preemptible=False)):
+        pool.submit(request)
+        pool.go()
+    pool.end("ends")
+    step(pool.ledger, TeamSet(team("research", 6)))
+    step(pool.ledger, TeamSet(team("ops", 3)))
+    pool.submit(job("own", "ops", 1, 2000))
+    decided = pool.decide()
+    assert (decided.preempted, decided.shrunk, decided.shrunk_tasks.tolist()) == ((), ("e3",), [1])
 
 
 def test_workers_just_taken_are_left_alone_for_a_while() -> None:

@@ -30,6 +30,8 @@ PROTECTED = (
     ("POST", "/moorage/v1/leases"),
     ("POST", "/moorage/v1/endpoints"),
     ("GET", "/endpoints/flights/predict"),
+    ("POST", "/moorage/v1/ray-dashboard"),
+    ("GET", "/ray/x/"),
     ("GET", "/metrics"),
     ("GET", "/no/such/route"),
 )
@@ -60,9 +62,9 @@ async def test_all_routes_are_protected(tmp_path: Path) -> None:
         assert app is not None
         for route in app.router.routes():
             path = (route.resource.canonical if route.resource else "").format(
-                job_id="x", protocol="gcs", name="x.zip", lease_id="x", tail="x", node="x"
+                job_id="x", protocol="gcs", name="x.zip", lease_id="x", tail="x", node="x", view="x"
             )
-            if path in ("/healthz", "/moorage/v1/openapi.json") or path in page.PATHS:
+            if path in ("/healthz", "/readyz", "/moorage/v1/openapi.json") or path in page.PATHS:
                 continue
             method = "GET" if route.method in ("*", "HEAD") else route.method
             answer = await door.client.request(method, path, allow_redirects=False)
@@ -72,6 +74,11 @@ async def test_all_routes_are_protected(tmp_path: Path) -> None:
 async def test_open_pages_say_nothing_secret(tmp_path: Path) -> None:
     async with world(tmp_path) as door:
         assert (await door.client.get("/healthz")).status == 200
+        assert await (await door.client.get("/readyz")).json() == {
+            "ready": True,
+            "role": "leader",
+            "generation": 1,
+        }
         assert (await door.client.get("/moorage/v1/openapi.json")).status == 200
         assert door.control.authenticated == 0
 

@@ -15,6 +15,8 @@ from aiohttp.test_utils import TestServer
 from frontdoor_world import CALLERS, World, world
 from yarl import URL
 
+from moorage.runtime.frontdoor.context import CONTEXT
+
 DOCS = "<html><script>url: '/flights/openapi.json', x: '/flights/docs/oauth2-redirect'</script></html>"
 
 
@@ -151,3 +153,49 @@ async def test_a_path_that_leaves_the_application_is_refused(tmp_path: Path, pat
         answer = await door.client.session.get(url, headers={"Authorization": "Bearer ops-token"})
         assert (answer.status, (await answer.json())["code"]) == (400, "dot-segment")
         assert application.requests == []
+
+
+def _report(*states: str) -> dict[str, Any]:
+    replicas = [
+        {
+            "app": f"flights-r{n}",
+            "route": f"/flights-r{n}",
+            "lease_id": "l-1",
+            "node": "n",
+            "devices": [n],
+            "state": state,
+        }
+        for n, state in enumerate(states)
+    ]
+    return {"min_replicas": 1, "max_replicas": 4, "wanted": 2, "replicas": replicas}
+
+
+async def test_requests_go_to_who_serves_with_the_fewest_under_way(tmp_path: Path) -> None:
+    """Also right after a report, though the door remembers endpoints for a while (V4)."""
+    async with served(tmp_path) as (door, application):
+        serving = "/moorage/v1/endpoints/flights/replicas"
+        ops, target = door.as_("ops"), "/endpoints/flights/predict"
+
+        async def routes(count: int) -> list[str]:
+            application.requests.clear()
+            for _ in range(count):
+                assert (await door.client.post(target, json={}, headers=ops)).status == 200
+            return [path.split("/")[1] for _, path, _, _ in application.requests]
+
+        assert await routes(2) == ["flights", "flights"]
+        answer = await door.client.put(serving, json=_report("SERVING", "SERVING", "STARTING"), headers=ops)
+        assert answer.status == 200 and (await answer.json())["scaling"]["wanted"] == 2
+        assert sorted(await routes(4)) == ["flights-r0"] * 2 + ["flights-r1"] * 2
+        at = door.client.app[CONTEXT].at_routes  # type: ignore[index]
+        at["/flights-r0"] = 1
+        assert await routes(3) == ["flights-r1"] * 3, "the other has one under way"
+        said = await door.client.put(serving, json=_report("SERVING", "SERVING"), headers=ops)
+        assert (await said.json())["under_way"] == {"/flights-r0": 1}
+        del at["/flights-r0"]
+        assert not at, "what is over does not count"
+        await door.client.put(serving, json=_report("DRAINING", "SERVING"), headers=ops)
+        assert await routes(2) == ["flights-r1"] * 2
+        await door.client.put(serving, json=_report("UNHEALTHY", "DRAINING"), headers=ops)
+        assert await routes(1) == ["flights"], "nobody serves: Serve says so at the endpoint's own route"
+        bad = _report("SERVING") | {"load": {"ongoing": "many"}}
+        assert (await door.client.put(serving, json=bad, headers=ops)).status == 400

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
+import random
 import time
 import zipfile
 from collections.abc import AsyncIterator
@@ -16,7 +19,7 @@ from frontdoor_world import RAY_TOKEN, Script, World, world
 from moorage.runtime.control import api
 from moorage.runtime.frontdoor.app import prune
 from moorage.runtime.frontdoor.context import CONTEXT
-from moorage.runtime.frontdoor.spool import Spool
+from moorage.runtime.frontdoor.spool import Spool, SpoolFull
 
 PACKAGE = "/api/packages/gcs/_ray_pkg_0123456789abcdef.zip"
 
@@ -252,6 +255,74 @@ async def test_old_packages_go_unless_a_job_needs_them(tmp_path: Path) -> None:
         assert prune(ours, time.time() + 1100) == 1
 
 
+def filled(size: int, seed: int) -> bytes:
+    """An archive of a little more than `size` bytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as out:
+        out.writestr("data", random.Random(seed).randbytes(size))
+    return packed.getvalue()
+
+
+async def test_all_packages_together_are_bounded(tmp_path: Path) -> None:
+    """Those that no job needs make room, if nobody has just used them; then uploads are refused until jobs end."""
+    async with world(tmp_path, max_spool=100_000, max_package=70_000) as door:
+
+        async def put(name: str, size: int, seed: int, **more: Any) -> Any:
+            data = filled(size, seed)
+            return await door.client.put(
+                f"/api/packages/gcs/{name}.zip", data=data, headers=door.as_("ops"), **more
+            )
+
+        assert (await put("needed", 60_000, 1)).status == 200
+        job_id = await door.submit(runtime_env={"working_dir": "gcs://needed.zip"})
+        assert (await put("fresh", 30_000, 2)).status == 200
+        refused = await put("more", 30_000, 3)
+        assert int(refused.headers["Retry-After"]) >= 1
+        await problem(refused, 507, "spool-full")
+        assert len([one for one in (tmp_path / "packages").glob("*") if one.is_file()]) == 2, (
+            "nothing half is left"
+        )
+
+        assert door.client.app is not None
+        ours = door.client.app[CONTEXT]
+        for file in (tmp_path / "packages").glob("_ray_pkg_*"):
+            os.utime(file, (500, 500))
+        await problem(await put("more", 30_000, 3), 507, "spool-full")  # it was just tried to make room
+        ours.made_room_s = float("-inf")
+        assert (await put("more", 30_000, 3)).status == 200
+        (kept,) = door.control.views[job_id].submission.packages.values()
+        assert Path(kept).is_file(), "a job waits for it"
+        assert (await door.client.get("/api/packages/gcs/fresh.zip", headers=door.as_("ops"))).status == 404
+
+
+async def test_uploads_under_way_count(tmp_path: Path) -> None:
+    """By what they are to have, or, where that is not known, by what they have."""
+    gate = asyncio.Event()
+
+    async def slowly(data: bytes) -> AsyncIterator[bytes]:
+        yield data[:1000]
+        await gate.wait()
+        yield data[1000:]
+
+    async def at_once(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    one, two = filled(60_000, 1), filled(60_000, 2)
+    spool = Spool(tmp_path, 1 << 20, 1 << 20, max_total=100_000)
+    first = asyncio.create_task(spool.put("ops", "one.zip", slowly(one), len(one)))
+    async with asyncio.timeout(10):
+        while not spool.under_way:
+            await asyncio.sleep(0.01)
+    with pytest.raises(SpoolFull, match="spool_limit_mib"):
+        await spool.put("ops", "two.zip", at_once(two), len(two))
+    gate.set()
+    await first
+    assert spool.under_way == {} and spool.room(100_000 - len(one)) and not spool.room(100_001 - len(one))
+    with pytest.raises(SpoolFull):
+        await spool.put("ops", "two.zip", at_once(two))  # its size was not said
+    assert len(list(tmp_path.glob("*.zip"))) == 1 and not list(tmp_path.glob(".incoming-*"))
+
+
 async def test_logs_join_the_attempts(tmp_path: Path) -> None:
     async with world(tmp_path) as door:
         job_id = await door.submit()
@@ -306,3 +377,39 @@ async def test_owners_with_similar_names_share_no_package(tmp_path: Path) -> Non
     assert spool.locate("a.b", "_ray_pkg_0.zip") is not None
     for other in ("a_b", "a-b", "a/b", "..", "A.b"):
         assert spool.locate(other, "_ray_pkg_0.zip") is None
+
+
+async def test_a_broken_upload_does_not_stay(tmp_path: Path) -> None:
+    """A front door that was killed while it took a package leaves a part of it; names of pruned content go too."""
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield archive(a="b")
+
+    spool = Spool(tmp_path, 1 << 20, 1 << 20)
+    part = tmp_path / ".incoming-x"
+    part.write_bytes(b"half of it")
+    os.utime(part, (500, 500))
+    assert spool.prune((), 100, broken_before_s=400) == 0, "bytes still come"
+    assert spool.prune((), 100, broken_before_s=600) == 1 and not part.exists()
+    kept = await spool.put("ops", "_ray_pkg_0.zip", sent())
+    await spool.put("ops", "_ray_pkg_1.zip", sent())
+    for file in [kept, *tmp_path.glob("names/*/*")]:
+        os.utime(file, (500, 500))
+    assert spool.prune({kept.name}, 600) == 0 and len(list(tmp_path.glob("names/*/*"))) == 2
+    assert spool.prune((), 600) == 1 and not list(tmp_path.glob("names/*/*"))
+
+
+async def test_a_name_that_a_power_failure_tore_is_uploaded_again(tmp_path: Path) -> None:
+    """The client uploads what is not there: the spool's own folder was, and no job of that package could run."""
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield archive(a="b")
+
+    spool = Spool(tmp_path, 1 << 20, 1 << 20)
+    await spool.put("ops", "_ray_pkg_0.zip", sent())
+    (name,) = tmp_path.glob("names/*/*")
+    for torn in (b"", b"\0\xff"):
+        name.write_bytes(torn)
+        assert spool.locate("ops", "_ray_pkg_0.zip") is None
+    await spool.put("ops", "_ray_pkg_0.zip", sent())
+    assert spool.locate("ops", "_ray_pkg_0.zip") is not None

@@ -99,6 +99,15 @@ CASES = [
         grows={"e": 5},
     ),
     Case(
+        name="who is not preemptible takes nothing that is lent, and others do",
+        teams=(team("ops", 2), team("research", 2), team("third", 4)),
+        runs=(
+            (elastic("stays", "ops", 1, 8, preemptible=False), 1),
+            (elastic("gives", "research", 1, 5), 1),
+        ),
+        grows={"stays": 2, "gives": 5},
+    ),
+    Case(
         name="within its limit",
         teams=(team("ops", limit=3),),
         runs=((elastic("e", "ops", 1, 8), 2),),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from moorage.cluster.holdings import (
+    SUPERVISOR_NAME,
+    SUPERVISOR_NAMESPACE,
     RawActor,
     RawDriver,
     RawGroup,
@@ -278,6 +281,24 @@ def test_groups_count_once_and_tasks_as_one_per_job() -> None:
     }
     assert held["g"].owner_dead, "the GCS has forgotten its job"
     assert held[USER].holder is Holder.TASKS and held["id-young"].holder is Holder.ACTOR
+
+
+def test_an_entrypoint_that_starts_is_its_jobs_already() -> None:
+    """Its supervisor is an actor of Ray's dashboard: as such it had no lease until its constructor returned."""
+    name = f"{SUPERVISOR_NAME}sub-7"
+    young = replace(raw("young", gpus={}, name=name, namespace=SUPERVISOR_NAMESPACE), node="", job="01000000")
+    workers = {"n1": [RawWorker(job="01000000", actor="id-young", pid=4, gpus={1: 0.7})]}
+    (held,) = read(starting=[young], workers=workers).values()
+    assert (held.submission, held.milli_gpu, held.pid) == ("sub-7", 700, 4)
+    assert [(part.node, part.device) for part in held.parts] == [("node-1", 1)]
+
+
+def test_only_ones_are_no_id() -> None:
+    """Ray's nil; of ids that are drawn, one of 256 begins with eight of them."""
+    from moorage.cluster import rayapi
+
+    assert rayapi._named(b"\xff" * 16) == rayapi._named(b"") == ""
+    assert rayapi._named(b"\xff" + b"\x0a" * 3) == "ff0a0a0a"
 
 
 def test_what_nobody_explains_is_told_by_node() -> None:

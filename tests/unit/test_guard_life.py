@@ -275,7 +275,7 @@ def test_warn_never_stops_and_off_never_looks(tmp_path: Path, monkeypatch: pytes
         assert w.service.guard(w.caller("admin"))["findings"][0]["stops_in_ns"] is None
         w.options["settings"] = settings(mode="off")
         w.restart()
-        monkeypatch.setattr(w.backend, "holdings", lambda: pytest.fail("it looked"))
+        monkeypatch.setattr(w.backend, "holdings", lambda devices: pytest.fail("it looked"))
         w.run(5)
         assert found(w) == [("r1", "no-lease", "CLEARED")] and w.backend.ended == []
 
@@ -287,7 +287,7 @@ def test_a_look_that_does_not_see_all_takes_nothing_for_gone(
     w.backend.intrude(rogue())
     whole, turn = w.backend.holdings, [0]
 
-    def in_turns() -> Seen:
+    def in_turns(devices: bool) -> Seen:
         turn[0] += 1
         seen = whole()
         return replace(seen, complete=False, holdings=seen.holdings if turn[0] % 2 else ())
@@ -323,10 +323,27 @@ def test_a_slow_look_is_not_repeated_at_once(w: World, monkeypatch: pytest.Monke
     times, looks = iter(range(0, 10**6, 3)), list[int]()  # each look takes 3 s
     monkeypatch.setattr(guarding, "monotonic", lambda: next(times))
     whole = w.backend.holdings
-    monkeypatch.setattr(w.backend, "holdings", lambda: looks.append(1) or whole())
+    monkeypatch.setattr(w.backend, "holdings", lambda devices: looks.append(1) or whole())
     w.run(29)
     assert len(looks) == 1
     w.run(31)
+    assert len(looks) == 2
+
+
+def test_while_somebody_waits_for_workers_a_slow_look_is_repeated(
+    w: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cluster shows is how a lease shrinks when its job does not say so: within a grace."""
+    times, looks = iter(range(0, 10**6, 3)), list[int]()
+    monkeypatch.setattr(guarding, "monotonic", lambda: next(times))
+    whole, guard = w.backend.holdings, w.service.loop.guard
+    monkeypatch.setattr(w.backend, "holdings", lambda devices: looks.append(1) or whole())
+    w.run(0.5)
+    monkeypatch.setattr(w.service.core.book, "shrinking", {"asked": object()})
+    guard.look()
+    assert len(looks) == 1, "not before the interval"
+    w.clock.tick(guard.policy.interval_ns / 1e9)
+    guard.look()
     assert len(looks) == 2
 
 
@@ -361,3 +378,14 @@ def test_the_settings() -> None:
     ):
         with pytest.raises(InvalidRequest, match="guard"):
             parse_pool(wrong)
+
+
+def test_one_answer_of_a_node_that_is_shown_again_is_one_look(w: World) -> None:
+    """A job's process ends with its job; the node's answer from before that stands for a while."""
+    seen = rogue("node-1/7/1", 0, holder=Holder.PROCESS, owner_dead=True, since_ms=1)
+    w.backend.intrude(seen)
+    w.run(8)
+    assert found(w) == [], "it was seen once, however often it was shown"
+    w.backend.intrude(replace(seen, since_ms=2))
+    w.run(2)
+    assert found(w) == [("node-1/7/1", "orphan-process", "WARNED")]

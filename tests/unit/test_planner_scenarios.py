@@ -6,7 +6,7 @@ node/devices per worker. Every scenario also passes the validator after its plan
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -329,6 +329,12 @@ def test_a_reason_names_figures_and_what_frees_the_job() -> None:
     assert reason.text() == (
         "team research holds 2 of its limit of 2 GPUs and this job asks for 2; "
         "starts when sweep-1 of the team ends, or when the limit is raised"
+    )
+    both = replace(reason, holders=("sweep-1", "sweep-0"))
+    assert both.text().endswith("starts when sweep-1, sweep-0 of the team end, or when the limit is raised")
+    never = feasible(ledger, job("a", "research", 3, 1000), DeviceRule.RAYLET)
+    assert never is not None and never.text() == (
+        "asks for 3 GPUs, and the limit of team research is 2; starts when the limit is raised"
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from dataclasses import replace
 
 import pytest
 
 from moorage.cluster.paths import ClusterPaths, read_json, write_json
-from moorage.errors import InvalidRequest, NotFound
+from moorage.errors import DataError, InvalidRequest, NotFound
+from moorage.runtime.pool import supervisor, up
 from moorage.runtime.pool.environment import plain_environment, ray_environment
 from moorage.runtime.pool.home import (
     PoolHome,
@@ -101,3 +104,50 @@ def test_rays_environment(tmp_path) -> None:
     assert (found["RAY_AUTH_MODE"], found["RAY_AUTH_TOKEN_PATH"]) == ("token", str(home.ray_token))
     assert found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert found["RAY_worker_register_timeout_seconds"] == "7", "the operator's tuning wins"
+
+
+def test_a_supervisor_writes_again_what_the_disk_did_not_take_or_somebody_tore(tmp_path, monkeypatch) -> None:
+    """G6: neither a full disk nor a damaged pool.json ends the pool."""
+    home = PoolHome(tmp_path)
+    home.make()
+    ours = supervisor.Supervisor(home, up._first_record(home, up.PoolOptions()))
+    with monkeypatch.context() as full:
+
+        def no_room(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(supervisor, "write_pool", no_room)
+        ours._change(error="something happened")
+    assert read_pool(home) is None
+    ours._probe()
+    assert read_pool(home) == ours._record and ours._record.error == "something happened"
+    home.pool_json.write_text('{"name": "p", "proc')
+    ours._next_probe = 0.0
+    ours._probe()
+    assert read_pool(home) == ours._record
+
+
+def test_up_standby_reaches_the_control_plane(tmp_path) -> None:
+    home = PoolHome(tmp_path)
+    for asked in (True, False):
+        settings = dict(up._first_record(home, up.PoolOptions(standby=asked)).settings)
+        assert ("--standby" in supervisor.children_of(home, settings)["control"].command) is asked
+
+
+def test_a_torn_pool_json_is_said_and_set_aside_by_up(tmp_path) -> None:
+    home = PoolHome(tmp_path)
+    home.make()
+    home.pool_json.write_text("{torn")
+    with pytest.raises(DataError, match="is damaged") as caught:
+        running_pool(home)
+    assert caught.value.code == "state-file-damaged"
+    with home.supervisor_lock.open("w") as lock:  # a supervisor that lives writes it again itself
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError):
+            up._set_aside_damaged(home, lambda _: None)
+    told: list[str] = []
+    up._set_aside_damaged(home, told.append)
+    assert read_pool(home) is None and "pool.json.damaged" in told[0]
+    assert home.pool_json.with_name("pool.json.damaged").read_text() == "{torn"
+    home.ray_json.write_text("[1, 2")
+    assert read_json(home.ray_json) is None, "what Ray's own process writes again counts as not there"

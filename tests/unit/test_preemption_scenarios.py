@@ -198,6 +198,14 @@ CASES = [
         leaves=("r0", "r1"),
     ),
     Case(
+        name="under a limit somebody leaves though his place is of no use",
+        teams=(team("ops", limit=4), team("research")),
+        runs=(job("other", "research", 3), job("low", "ops", 1)),
+        waits=(job("high", "ops", 1, 4000, priority=5),),
+        starts=("high",),
+        leaves=("low",),
+    ),
+    Case(
         name="fractions leave one by one",
         nodes=(("n0", 1),),
         teams=(team("ops", 1),),

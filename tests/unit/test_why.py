@@ -14,6 +14,7 @@ from control_world import World, world
 from moorage.cli import cli
 from moorage.configs.teams import parse_teams
 from moorage.errors import NotFound
+from moorage.runtime import answers
 from moorage.runtime.commands import shared
 from moorage.runtime.commands.why import told
 from moorage.runtime.control import explaining
@@ -126,7 +127,7 @@ def test_jobs_that_do_not_wait(over: World) -> None:
     assert running.explanation is None and [one["milli_gpu"] for one in running.holds] == [2000]
     over.service.stop(over.caller("admin"), "waits")
     ended = why(over, "waits")
-    assert ended.job.state == "STOPPED" and ended.explanation is None and ended.holds == ()
+    assert ended.job.state == "STOPPED" and ended.explanation is None and ended.holds == []
     text = "\n".join(told(why_json(running, [])))
     assert "hog (research) is RUNNING: it does not wait" in text and "holds l-" in text and "2 GPU" in text
     assert "holds nothing" in "\n".join(told(why_json(ended, [])))
@@ -258,7 +259,7 @@ class Asked:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def why(self, job: str) -> dict[str, Any]:
+    def why(self, job: str) -> answers.Why:
         return why_json(self.view, [])
 
 

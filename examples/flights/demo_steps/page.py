@@ -66,6 +66,14 @@ def headlines(found: Facts) -> list[tuple[str, str]]:
         lines.append(
             ("features", f"{sum(rows.values()):,} labelled rows, {found['features']['features']} features")
         )
+    if "fractions" in found:
+        made = found["fractions"]
+        lines.append(
+            (
+                "fractions",
+                f"{made['running']} models of {made['gpu']} GPU at once, on {made['devices']} devices, plain Ray code",
+            )
+        )
     if "queue" in found and "waited_s" in found["queue"]:
         lines.append(
             (

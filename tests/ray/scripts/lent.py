@@ -1,7 +1,8 @@
 """A preemptible training job for tests: Ray Train on the workers of its lease, every step in a file of its own.
 
-`python lent.py STEPS`. The loss that is logged is that of the whole batch, so it does not depend on how many workers
-share it. `reference(STEPS)` does the same steps in this process, undisturbed.
+`python lent.py STEPS`, and with `follow` after that the run goes on at another size when its lease has one. The loss
+that is logged is that of the whole batch, so it does not depend on how many workers share it. `reference(STEPS)` does
+the same steps in this process, undisturbed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def train_loop(config: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     import moorage
-    from moorage.train import BatchOrder, CheckpointStore, Peers, StepLog, train_steps
+    from moorage.train import BatchOrder, CheckpointStore, Peers, StepLog, hand_over, told, train_steps
 
     torch.set_num_threads(1)
     context = ray.train.get_context()
@@ -80,8 +81,10 @@ def train_loop(config: dict[str, Any]) -> None:
         checkpoint_every=EVERY,
         peers=Peers(rank=rank, world=world, agree=agree),
         steps=lambda start: StepLog(runs, rank, attempt=config["attempt"], start=start),
-        leaves=moorage.preemption,
+        leaves=told if config["follow"] else moorage.preemption,
     )
+    if done.left and config["follow"]:
+        hand_over(done.steps)
     if done.left:
         deadline = (
             time.monotonic() + 10
@@ -122,11 +125,17 @@ def main() -> None:
     runs = Path(os.environ["MOORAGE_DATA"]) / "runs" / job
     runs.mkdir(parents=True, exist_ok=True)
     ray.init()
+    follow = sys.argv[2:] == ["follow"]
     TorchTrainer(
         train_loop,
-        train_loop_config={"runs": str(runs), "steps": int(sys.argv[1]), "attempt": attempt},
+        train_loop_config={
+            "runs": str(runs),
+            "steps": int(sys.argv[1]),
+            "attempt": attempt,
+            "follow": follow,
+        },
         torch_config=TorchConfig(backend="gloo"),
-        scaling_config=scaling_config(),
+        scaling_config=scaling_config(follow=follow),
         run_config=RunConfig(name=f"{job}-{attempt}", storage_path=str(runs / "ray")),
     ).fit()
     if (left := runs / f"left-{attempt}").exists():
