@@ -24,8 +24,8 @@ install: $(STAMP)  ## the environment in .venv; nothing to do when the lock is u
 demo: $(STAMP)  ## data to endpoint on a real local pool (KEEP=1 leaves it up, FULL=1 adds the long steps)
 	@$(BIN)/python examples/flights/demo.py $(DEMO_FLAGS)
 
-test: $(STAMP)  ## every test but the soak (T='-k name' or a path narrows it)
-	@$(SAFE) $(BIN)/pytest $(T)
+test: $(STAMP)  ## every test but the soak, two modules at a time (T='-k name' or a path narrows it)
+	@$(SAFE) $(BIN)/pytest $(or $(T),-n 2)
 
 check: $(STAMP)  ## lint, format, types, import contracts; all four, then the verdict
 	@failed=; \
