@@ -50,6 +50,8 @@ AGAIN_S = 5.0
 REPLACE_S = 30.0
 """An unhealthy replica on a grown lease is given up after so long; Serve restarts it until then."""
 BACK_OFF_S = 15.0
+DIFFERS_S = 5.0
+"""Replicas that hold other devices than their leases name are warned of after so long."""
 REPORT_S = 1.0
 _GOOD, _OVER = "RUNNING", ("DEPLOY_FAILED", "UNHEALTHY")
 
@@ -86,6 +88,8 @@ class Autoscaler:
         """Requests by route that the front door waits for."""
         self._latency: float | None = None
         self._ongoing = 0.0
+        self._differs = self._told = ""
+        self._differs_s = 0.0
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -234,10 +238,9 @@ class Autoscaler:
     def _exchange(self, gone: Replica) -> None:
         """Have the lease given back that names what has become free. Replicas of equal shape that start at once on one
         node may hold each other's devices: who stays keeps the lease of what it holds."""
-        for _ in self.replicas:
-            if not gone.own or gone.reading is None or gone.reading.devices == gone.worker.devices:
-                return
-            other = next((one for one in self.replicas if _holds(one, gone.worker)), None)
+        others = [one for one in self.replicas if one is not gone]
+        for _ in others:
+            other = next((one for one in others if gone.own and _holds(one, gone.worker)), None)
             if other is None:
                 return
             gone.worker, other.worker = other.worker, gone.worker
@@ -256,11 +259,18 @@ class Autoscaler:
     def devices_differ(self) -> str:
         """What replicas hold by the raylets' book and what their leases name, where they differ; "" where they do not.
 
-        Replicas with equal shares on one node are interchangeable: compared are how many hold each device.
+        Replicas with equal shares on one node are interchangeable: compared are how many hold each device. A node
+        where one has not told yet what it holds, or is about to end, is not compared: its other half may be that one's.
         """
-        told = [one for one in self.replicas if one.reading is not None and one.reading.node]
-        held = Counter((one.reading.node, one.reading.devices) for one in told if one.reading)
-        leased = Counter((one.worker.ray_node_id, one.worker.devices) for one in told)
+        told = {
+            one.app: one.reading
+            for one in self.replicas
+            if one.reading and one.reading.node and not one.removed
+        }
+        between = {one.worker.ray_node_id for one in self.replicas if one.app not in told}
+        there = [one for one in self.replicas if one.worker.ray_node_id not in between]
+        held = Counter((told[one.app].node, told[one.app].devices) for one in there)
+        leased = Counter((one.worker.ray_node_id, one.worker.devices) for one in there)
         return "" if held == leased else f"replicas hold {sorted(held)}, their leases name {sorted(leased)}"
 
     def start(self) -> None:
@@ -277,7 +287,6 @@ class Autoscaler:
         self._asks.clear()
 
     def _run(self) -> None:
-        differs = ""
         while not self._ending.wait(ROUND_S):
             try:
                 self.step()
@@ -285,11 +294,17 @@ class Autoscaler:
                 log.warning("endpoint %s: %s; tried again", self.endpoint, error)
             except Exception:
                 log.exception("a round of endpoint %s failed; tried again", self.endpoint)
-            if (now := self.devices_differ()) != differs:
-                differs = now
-                log.warning(
-                    "endpoint %s: %s", self.endpoint, now or "replicas hold the devices of their leases again"
-                )
+            self._tell_difference()
+
+    def _tell_difference(self) -> None:
+        """Warn of devices that differ once that has lasted: a replica that ends holds its device a moment longer."""
+        found, now = self.devices_differ(), self._clock()
+        if found != self._differs:
+            self._differs, self._differs_s = found, now
+        if found != self._told and (not found or now - self._differs_s > DIFFERS_S):
+            self._told = found
+            again = "replicas hold the devices of their leases again"
+            log.warning("endpoint %s: %s", self.endpoint, found or again)
 
 
 def _holds(one: Replica, worker: WorkerView) -> bool:

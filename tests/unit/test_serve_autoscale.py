@@ -406,6 +406,62 @@ def test_devices_are_compared_with_what_the_raylets_say() -> None:
     assert scene.pool.said["replicas"][1]["devices"] == [3], "told is what is held"
 
 
+def test_devices_are_not_compared_while_a_replica_comes_or_goes() -> None:
+    """Two that start at once may hold each other's: the one that tells first is no reason for a warning."""
+    scene = Scene()
+    scene.grown(1)
+    scene.serve.where["ops-trips-r1"] = worker(2)
+    scene.load(ops_trips=20, ops_trips_r1=10)
+    scene.go()
+    scene.pool.grant(2)
+    scene.go()
+    assert scene.states()["ops-trips-r2"] == "STARTING"
+    assert scene.scaler.devices_differ() == ""
+    scene.serve.where["ops-trips-r2"] = worker(1)
+    scene.serve.all_run()
+    scene.go()
+    scene.go()
+    assert scene.states()["ops-trips-r2"] == "SERVING"
+    assert scene.scaler.devices_differ() == ""
+
+
+def test_a_difference_of_devices_is_warned_of_once_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+    scene.grown(1)
+    scene.serve.where["ops-trips-r1"] = worker(3)
+    scene.go()
+    scene.scaler._tell_difference()
+    scene.go(autoscale.DIFFERS_S - 1)
+    scene.scaler._tell_difference()
+    assert not caplog.messages
+    scene.go(2)
+    scene.scaler._tell_difference()
+    scene.scaler._tell_difference()
+    assert [one for one in caplog.messages if "('id-0', (3,))" in one] == caplog.messages
+    scene.serve.where["ops-trips-r1"] = worker(1)
+    scene.go()
+    scene.scaler._tell_difference()
+    assert len(caplog.messages) == 2 and caplog.messages[1].endswith("of their leases again")
+
+
+def test_the_lease_of_a_replica_that_never_told_is_exchanged_too() -> None:
+    """It was given up before it said what it holds; the other of its node says that it has its device."""
+    scene = Scene()
+    scene.grown(1)
+    scene.serve.where["ops-trips-r1"] = worker(2)
+    scene.load(ops_trips=20, ops_trips_r1=10)
+    scene.go()
+    scene.pool.grant(2)
+    scene.go()
+    scene.serve.apps["ops-trips-r2"] = "DEPLOY_FAILED"
+    scene.go()
+    scene.go(FORGOTTEN_S + 1)
+    assert scene.serve.apps.pop("ops-trips-r2") == "DELETING"
+    scene.go()
+    assert scene.pool.released == ["s-1"]
+    assert scene.scaler.devices_differ() == ""
+
+
 @pytest.mark.parametrize("turned", [(2, 1, 3), (3, 1, 2), (2, 3, 1)])
 def test_the_lease_that_names_what_became_free_is_given_back(turned: tuple[int, ...]) -> None:
     """Three replicas hold each other's devices; each stays on the lease of what it holds as the others go."""
