@@ -169,6 +169,7 @@ def _wrap_group(module: ModuleType) -> None:
         one_node = (more[0] if more else options.get("strategy")) == "STRICT_PACK"
         taken, waits = leasegroup.taken(), False
         if not binding.fits_beside(lease, bundles, taken, one_node):
+            leasegroup.refuse_own_wait(lease, bundles, one_node)
             waits = not leasegroup.make_room()
             taken = leasegroup.taken()
         if waits:

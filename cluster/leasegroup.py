@@ -17,7 +17,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -184,6 +184,26 @@ def taken(but: str = "", waiting: bool = True) -> list[tuple[str, float]]:
         if actor.job == job and not actor.group
     ]
     return [bundle for bundle in [*others, *own, *alone] if bundle[1] > 0]
+
+
+def refuse_own_wait(lease: LeaseView, bundles: Sequence[Mapping[str, float]], one_node: bool) -> None:
+    """Raises `InvalidRequest` (code `lease-taken`) for a placement group that would wait for this very task or actor:
+    it runs in the lease's group, which stays as long as it does, and there is no room beside that."""
+    from moorage.cluster import rayapi
+
+    own = rayapi.own_group()
+    around = [one for one in _groups() if one.id == own and one.name.startswith(PREFIX)] if own else []
+    held = [bundle for one in around for bundle in one.bundles]
+    if not held or not binding.fits_beside(lease, bundles, (), one_node):
+        return
+    if not binding.fits_beside(lease, bundles, held, one_node):
+        raise InvalidRequest(
+            "a placement group made here would wait for the task or actor that makes it",
+            why=f"that has GPUs of this job's lease, and what holds them for all such tasks and actors takes"
+            f" {sum(gpus for _, gpus in held):g} of its {lease.gpus:g} GPUs until the last of them ends",
+            todo="make it in the driver before the first GPU task or actor, or in a task without GPUs (num_gpus=0)",
+            code="lease-taken",
+        )
 
 
 def make_room() -> bool:

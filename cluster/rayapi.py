@@ -124,6 +124,12 @@ def children_stay_in_group() -> bool:
     return bool(ray._private.worker.global_worker.should_capture_child_tasks_in_placement_group)
 
 
+def own_group() -> str:
+    """The id in hex of the placement group that this process's task or actor runs in; "" where it runs in none."""
+    found = ray._private.worker.global_worker.placement_group_id
+    return "" if found.is_nil() else str(found.hex())
+
+
 def current_task() -> Any:
     """The id of the task that this thread runs in: what is started here is a child of it."""
     return ray._private.worker.global_worker.current_task_id

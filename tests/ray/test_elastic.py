@@ -175,11 +175,11 @@ def test_one_lease_is_prepared_on_trained_on_and_both_at_once(pool: Pool) -> Non
 
 
 def test_what_tasks_started_from_a_task_leaves_the_lease_to_a_group(pool: Pool) -> None:
-    """S9: also when the process that had started them was killed."""
+    """S9: also when the process that had started them was killed; a group that would wait for its maker is refused."""
     command = [sys.executable, str(SCRIPTS / "starts_from_tasks.py"), "3"]
     ask = {"workers": "3", "gpus_per_worker": "1", "cpus_per_worker": "0.1"}
     submit(pool, "serving", "starts-from-tasks", command, **ask)
     done = ended(pool, "starts-from-tasks", 240)
     said = logs(pool, "starts-from-tasks")
     assert done["state"] == "SUCCEEDED", said
-    assert json.dumps([[[*range(6)], True, 3], ["killed", True, 3]]) in said
+    assert json.dumps([[[*range(6)], True, 3], ["killed", True, 3], "lease-taken"]) in said

@@ -110,6 +110,7 @@ class Ray:
     kv: dict[str, bytes] = field(default_factory=dict)
     alone: list[Any] = field(default_factory=list)
     me: str = "worker-driver"
+    around: str = ""
     ever: list[str] = field(default_factory=list)
     detached: set[str] = field(default_factory=set)
     not_placed: set[str] = field(default_factory=set)
@@ -122,6 +123,9 @@ class Ray:
 
     def own_id(self) -> str:
         return self.me
+
+    def own_group(self) -> str:
+        return self.around
 
     def placement_groups(
         self, limit: int, patient: bool = False, waiting: bool = False
@@ -189,8 +193,8 @@ class Ray:
 
 
 ASKED = (
-    "own_job_id", "own_id", "has_ended", "has_detached", "placement_groups", "live_actors", "group_is_gone",
-    "pending_children", "actor_is_dead", "kv_put", "kv_get", "kv_keys", "kv_delete", "remove_group",
+    "own_job_id", "own_id", "own_group", "has_ended", "has_detached", "placement_groups", "live_actors",
+    "group_is_gone", "pending_children", "actor_is_dead", "kv_put", "kv_get", "kv_keys", "kv_delete", "remove_group",
 )  # fmt: skip
 NAME = "moorage-lease-l-1-01"
 LOOK_AFTER = leasegroup._look_after
@@ -580,6 +584,21 @@ def test_a_rest_that_no_new_group_could_use_makes_none(ray: Ray, monkeypatch: py
     with another(ray, "0b"):
         assert start("three", held=two).id == first.id
     assert len(ray.ever) == 1
+
+
+def test_a_group_that_would_wait_for_its_maker_is_refused(ray: Ray) -> None:
+    ray.add("train", (("a", 1.0),))
+    used = start("t1")
+    two, one = [{"GPU": 1}] * 2, [{"GPU": 1}]
+    leasegroup.refuse_own_wait(THREE, two, one_node=False)  # whoever asks is not in it: the tasks will end
+    ray.around = used.id
+    leasegroup.refuse_own_wait(THREE, one, one_node=False)  # beside it there is room, or will be
+    leasegroup.refuse_own_wait(THREE, [{"GPU": 1}] * 4, one_node=False)  # never: `lease-too-small` says so
+    with pytest.raises(InvalidRequest, match="2 of its 3 GPUs") as refused:
+        leasegroup.refuse_own_wait(THREE, two, one_node=False)
+    assert refused.value.code == "lease-taken"
+    ray.around = ray.groups["train"].id
+    leasegroup.refuse_own_wait(THREE, two, one_node=False)
 
 
 def test_for_a_larger_one_is_waited_once(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """GPU tasks that a task starts, then a placement group of the whole lease, then GPU tasks once more; first a task that
 ends as tasks do, then one that is killed. argv: how many GPUs. Prints for each whether its tasks' results came, whether
-the group was placed, and how many ran after it."""
+the group was placed, and how many ran after it; then what a GPU task is told that makes such a group itself."""
 
 import json
 import os
@@ -26,6 +26,15 @@ def starts(killed):
     return results
 
 
+@ray.remote(num_gpus=1)
+def makes():
+    try:
+        placement_group([{"GPU": 1}] * GPUS)
+    except Exception as refused:
+        return refused.code
+    return "waits for itself"
+
+
 ray.init(log_to_driver=False)
 said = []
 for killed in (False, True):
@@ -37,4 +46,4 @@ for killed in (False, True):
     placed = group.wait(60)
     remove_placement_group(group)
     said.append([results, placed, len(ray.get([compute.remote(i) for i in range(GPUS)]))])
-print(json.dumps(said))
+print(json.dumps([*said, ray.get(makes.remote())]))
