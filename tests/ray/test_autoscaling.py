@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,37 @@ def config(gcs: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
+def ray_folder() -> Iterator[Path]:
+    folder = short_folder()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def telling(folder: Path, pool: Pool) -> Iterator[None]:
+    """A failure says what the autoscaler, the GCS and the pool wrote last: who asked for a node, who started none."""
+    try:
+        yield
+    except BaseException as error:
+        for name in (
+            "monitor.log",
+            "monitor.out",
+            "monitor.err",
+            "events/event_AUTOSCALER.log",
+            "gcs_server.out",
+        ):
+            for path in (folder / "ray").glob(f"session_2*/logs/{name}"):
+                lines = path.read_text(errors="replace").splitlines()
+                said = [line for line in lines if "Dropping the empty legacy field" not in line]
+                error.add_note("\n".join([f"--- {name}", *said[-80:]]))
+        error.add_note(pool.logs())
+        raise
+
+
+@pytest.fixture
+def cluster(ray_folder: Path) -> Iterator[str]:
     """HOST:PORT of the GCS of a Ray cluster of one head without GPUs, and an autoscaler."""
-    folder, port = short_folder(), free_port()
+    folder, port = ray_folder, free_port()
     gcs = f"127.0.0.1:{port}"
     (folder / "autoscaler.json").write_text(json.dumps(config(gcs)))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
@@ -119,7 +147,6 @@ def cluster() -> Iterator[str]:
                 process.kill()
         ray.kill()
         ray.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -150,8 +177,16 @@ def submit(pool: Pool, folder: Path, name: str, gpus: int) -> httpx.Response:
 
 
 def test_a_node_comes_for_who_waits_and_goes_when_nobody_does(
-    pool: Pool, capsys: pytest.CaptureFixture[str]
+    pool: Pool, ray_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with telling(ray_folder, pool):
+        took = comes_and_goes(pool)
+    with capsys.disabled():
+        print("".join(f"\n  {what}: {seconds:.1f} s" for what, seconds in took.items()))
+
+
+def comes_and_goes(pool: Pool) -> dict[str, float]:
+    """How long a node took to come and to go, in seconds."""
     folder = short_folder()
     assert list(nodes(pool).values()) == [True], "only the head, which has no GPU"
     assert submit(pool, folder, "too-much", 3).status_code == 422, "no node type has so many"
@@ -179,6 +214,5 @@ def test_a_node_comes_for_who_waits_and_goes_when_nobody_does(
         30,
         "the drain to be over",
     )
-    with capsys.disabled():
-        print("".join(f"\n  {what}: {seconds:.1f} s" for what, seconds in took.items()))
     shutil.rmtree(folder)
+    return took
