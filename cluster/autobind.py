@@ -32,6 +32,7 @@ from moorage.cluster import binding, demands, following, joining, known, leasegr
 PATCHED = (
     "ray._private.worker",
     "ray.scripts.scripts",
+    "ray.serve._private.api",
     "ray.serve._private.client",
     "ray.remote_function",
     "ray.actor",
@@ -104,6 +105,8 @@ def patch(module: ModuleType) -> None:
             joining.wrap_stop(module)
         case "ray.serve.api":
             joining.wrap_shutdown(module)
+        case "ray.serve._private.api":
+            servebind.wrap_start(module)
         case "ray.serve._private.client":
             servebind.wrap_deploy(module)
         case "ray.remote_function":

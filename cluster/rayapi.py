@@ -370,6 +370,11 @@ def gpu_workers(address: str) -> list[RawWorker]:
     return found
 
 
+def serve_is_there() -> bool:
+    """Whether somebody has started Serve on the cluster."""
+    return _serve_controller() is not None
+
+
 def serve_deployers() -> dict[str, str]:
     """Serve application -> the Ray job that deployed it; {} without Serve. Ray's own records name the job that
     started Serve instead."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,38 @@ from typing import Any
 from moorage.cluster import binding, demands, following, joining
 from moorage.cluster.holdings import RawDriver
 from moorage.errors import Conflict, InvalidRequest, MoorageError
+
+STARTS_S, LOOKS_EVERY_S = 60.0, 0.2
+
+
+def wrap_start(api: ModuleType) -> None:
+    """A job that needs Serve waits for the pool to start it, at most a minute: whoever starts it chooses its port for
+    all. After the cluster was started anew, jobs may be quicker. `api` is `ray.serve._private.api`."""
+    original = api.serve_start
+
+    @functools.wraps(original)
+    def serve_start(*arguments: Any, **options: Any) -> Any:
+        _await_serve()
+        return original(*arguments, **options)
+
+    api.serve_start = serve_start  # type: ignore[attr-defined]
+
+
+def _await_serve() -> None:
+    lease = binding.current()
+    if lease is None:
+        return
+    import ray
+
+    from moorage.cluster import rayapi
+
+    if not ray.is_initialized():
+        ray.init(namespace="serve")  # as Serve itself would
+    if not joining.here(lease):
+        return
+    deadline = time.monotonic() + STARTS_S
+    while not rayapi.serve_is_there() and time.monotonic() < deadline:
+        time.sleep(LOOKS_EVERY_S)
 
 
 def wrap_deploy(client: ModuleType) -> None:

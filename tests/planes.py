@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -15,18 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pools import free_port
 from waiting import until
 
 TEAMS = "teams: {ops: {quota: 8}}\n"
 POOL = "tick_ms: 50\ntakeover_s: 3\n"
 SERVER = Path(__file__).with_name("control_server.py")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class Nursery:

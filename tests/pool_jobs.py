@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import httpx
 from pools import Pool
 from waiting import until
 
@@ -21,9 +22,19 @@ def submit(pool: Pool, team: str, job: str, command: list[str], **metadata: str)
         assert answer.status_code == 200, answer.text
 
 
+def told(pool: Pool, path: str, **asked: Any) -> Any:
+    """What the front door answers to an administrator, once it does."""
+
+    def answer() -> httpx.Response | None:
+        with pool.http("admin") as door:
+            found = door.get(path, params=asked, timeout=60)
+        return found if found.status_code == 200 else None
+
+    return until(answer, 60, f"an answer to {path}").json()
+
+
 def job(pool: Pool, name: str) -> dict[str, Any]:
-    with pool.http("admin") as door:
-        found: dict[str, Any] = door.get(f"/moorage/v1/jobs/{name}").json()
+    found: dict[str, Any] = told(pool, f"/moorage/v1/jobs/{name}")
     return found
 
 
@@ -34,14 +45,12 @@ def workers(pool: Pool, name: str) -> int:
 
 
 def events(pool: Pool, name: str, *prefixes: str) -> list[dict[str, Any]]:
-    with pool.http("admin") as door:
-        found = door.get(f"/moorage/v1/jobs/{name}/events", params={"limit": 1000}).json()
+    found = told(pool, f"/moorage/v1/jobs/{name}/events", limit=1000)
     return [one for one in found if one["kind"].startswith(prefixes)]
 
 
 def logs(pool: Pool, name: str) -> str:
-    with pool.http("admin") as door:
-        return str(door.get(f"/api/jobs/{name}/logs", timeout=60).json()["logs"])[-4000:]
+    return str(told(pool, f"/api/jobs/{name}/logs")["logs"])[-4000:]
 
 
 def ended(pool: Pool, name: str, timeout: float) -> dict[str, Any]:

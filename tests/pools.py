@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,26 @@ teams:
   ops: {quota: 4, limit: 6}
   research: {quota: 2, limit: 2}
 """
-UP_WITHIN_S = 170
+UP_WITHIN_S = 260
+"""More than `up` itself takes to give up and to stop what it has started."""
+PORTS = range(20_000, 32_000)
+"""Above those that Ray gives its workers, below those that the kernel gives to whoever asks for any."""
 _DROPPED = ("RAY_", "MOORAGE_")
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """One that nobody listens on, and that no other worker of `pytest -n` is given, nor this one again."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    mine = [port for port in PORTS if port % 16 == worker % 16 and port not in _given]
+    while True:
+        port = secrets.choice(mine)
+        _given.add(port)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def moorage(
@@ -156,11 +169,15 @@ def start(wishes: dict[str, Any]) -> Pool:
         settings.write_text(wishes["settings"], encoding="utf-8")
         more += ["--pool", str(settings)]
     began = time.monotonic()
-    done = moorage(
-        *("up", "--json", "--port", str(pool.port), "--serve-port", "0", "--teams", teams, *shape, *more),
-        home=pool.home,
-        extra=wishes.get("environment"),
-    )
+    try:
+        done = moorage(
+            *("up", "--json", "--port", str(pool.port), "--serve-port", "0", "--teams", teams, *shape, *more),
+            home=pool.home,
+            extra=wishes.get("environment"),
+        )
+    except subprocess.TimeoutExpired:
+        discard(pool)
+        raise
     pool.up_seconds = time.monotonic() - began
     if done.returncode != 0:
         logs = pool.logs()

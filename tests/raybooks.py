@@ -144,12 +144,21 @@ class Ray:
 
         wanted = ask.GetAllActorInfoRequest.Filters(state=gcs_pb2.ActorTableData.ALIVE)
         at = time.time()
-        actors = self._actors.GetAllActorInfo(
-            ask.GetAllActorInfoRequest(limit=100_000, filters=wanted), timeout=RPC_TIMEOUT_S
-        ).actor_table_data
+
+        def living() -> Iterable[Any]:
+            question = ask.GetAllActorInfoRequest(limit=100_000, filters=wanted)
+            found: Iterable[Any] = self._actors.GetAllActorInfo(
+                question, timeout=RPC_TIMEOUT_S
+            ).actor_table_data
+            return found
+
+        before = {row.actor_id for row in living()}
         groups = self._groups.GetAllPlacementGroup(
             ask.GetAllPlacementGroupRequest(limit=100_000), timeout=RPC_TIMEOUT_S
         ).placement_group_table_data
+        # Those that lived before the groups were read and after: one that ended meanwhile is not held beside a group
+        # that came in its place.
+        actors = [row for row in living() if row.actor_id in before]
         alive = self.raylets()
         held = []
         for row in actors:

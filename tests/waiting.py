@@ -5,10 +5,11 @@ from waiting import until
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -16,19 +17,34 @@ T = TypeVar("T")
 def until(predicate: Callable[[], T], timeout: float, what: str, *, every: float = 0.05) -> T:
     """Poll `predicate` until it answers something true, and return that.
 
-    `timeout` and `every` in seconds. An AssertionError with `what` and the last answer when the time is up. An
-    exception from `predicate` is not swallowed: a condition that may not be readable yet says so by answering
-    a false value.
+    `timeout` and `every` in seconds. An AssertionError with `what` and the last answer when the time is up. A server
+    that does not answer in time has not answered yet; any other exception from `predicate` is not swallowed.
     """
     deadline = time.monotonic() + timeout
     idle = threading.Event()
     while True:
-        answer = predicate()
+        answer: Any
+        try:
+            answer = predicate()
+        except Exception as error:
+            if not _is_away(error):
+                raise
+            answer = None
+            last = repr(error)
+        else:
+            last = repr(answer)
         if answer:
-            return answer
+            return answer  # type: ignore[no-any-return]
         if time.monotonic() >= deadline:
-            raise AssertionError(f"waited {timeout:g} s for {what}; the last answer was {answer!r}")
+            raise AssertionError(f"waited {timeout:g} s for {what}; the last answer was {last}")
         idle.wait(every)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether a process that was asked did not answer: by the classes of those modules that anybody has imported."""
+    names = {"httpx": "TransportError", "moorage.errors": "Unavailable"}
+    kinds = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]
+    return isinstance(error, tuple(kinds))
 
 
 def holds(predicate: Callable[[], object], span: float, what: str, *, every: float = 0.05) -> None:

@@ -22,7 +22,7 @@ from moorage.serve.contract import Answer, Request
 from moorage.serve.host import HostSpec
 from moorage.serve.placement import placement
 
-COMPUTE_S = 0.02
+COMPUTE_S = 0.2
 
 
 class Trip(Request):

@@ -24,7 +24,7 @@ from diaries import read
 from pools import Pool, clean_environment, discard, free_port, short_folder, start
 from waiting import until
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.soak]
+pytestmark = pytest.mark.soak
 SCRIPTS = Path(__file__).parent / "scripts"
 HEAD = "f" * 51 + "00000"
 """As Ray's fake provider calls the head."""

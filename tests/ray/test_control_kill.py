@@ -65,9 +65,10 @@ def answers(pool: Pool) -> bool:
 def job_states(pool: Pool, prefix: str) -> dict[str, str]:
     try:
         with pool.http("admin") as client:
-            jobs = client.get("/api/jobs/").json()
+            answer = client.get("/api/jobs/")
     except httpx.TransportError:
         return {}
+    jobs = answer.json() if answer.status_code == 200 else []
     return {job["submission_id"]: job["status"] for job in jobs if job["submission_id"].startswith(prefix)}
 
 

@@ -23,7 +23,6 @@ from waiting import until
 from moorage.cluster import devices
 
 pytestmark = [
-    pytest.mark.timeout(240),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in for the driver's library needs gcc"),
     pytest.mark.skipif(
         not devices._numbers_are_the_machines(),

@@ -17,9 +17,8 @@ from pool_jobs import ended, events, job, logs, steps, submit, workers
 from pools import Pool, discard, short_folder, start
 from waiting import until
 
-pytestmark = pytest.mark.timeout(580)
 SCRIPTS = Path(__file__).parent / "scripts"
-STEPS, GRACE_S = 1000, 60
+STEPS, GRACE_S = 1600, 60
 TEAMS = "teams: {research: {quota: 1}, serving: {quota: 3}}"
 
 

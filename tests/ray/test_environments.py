@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import psutil
 from pools import Pool
-from waiting import until
 
 POOL = {"teams": "teams: {ops: {quota: 4}, research: {quota: 4}}\n", "settings": "package_limit_mib: 130\n"}
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -80,7 +79,12 @@ def test_a_script_from_a_laptop_runs_as_it_is(pool: Pool, tmp_path: Path) -> Non
         (folder / name).write_text((SCRIPTS / name).read_text())
     port = str(pool.record().settings["serve_port"])
     with start(pool, "research", folder, {}, "stays.py", str(done)) as others:
-        until(lambda: "serving" in others.stdout.readline(), 60, "another team serves")
+        said = []
+        for line in others.stdout:
+            said.append(line)
+            if "serving" in line:
+                break
+        assert "serving" in said[-1], said
         ask = ("--metadata-json", '{"workers": "2", "gpus_per_worker": "1"}')
         laptop = start(pool, "ops", folder, {}, "laptop.py", port, ask=ask)
         said = laptop.communicate(timeout=170)[0]

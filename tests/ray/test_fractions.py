@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pools import Pool
 from waiting import until
 
@@ -17,7 +16,6 @@ from moorage.runtime.client import Client
 from moorage.runtime.control.api import FINAL
 
 POOL = {"nodes": 2, "logical_gpus": 4, "teams": "teams: {ops: {quota: 8}}"}
-pytestmark = pytest.mark.timeout(240)
 SCRIPT = Path(__file__).parent / "scripts" / "pieces.py"
 
 

@@ -22,7 +22,6 @@ from diaries import Job, complaints, read
 from pools import Pool, discard, free_port, short_folder, start
 from waiting import until
 
-pytestmark = pytest.mark.timeout(400)
 SCRIPTS = Path(__file__).parent / "scripts"
 SHAPE = {"nodes": 3, "logical_gpus": 2, "teams": "teams: {ops: {quota: 6}}"}
 WITHIN_S = 120.0
@@ -135,14 +134,18 @@ def test_a_gang_survives_its_node_and_all_survive_the_head(
     os.kill(before[victim], signal.SIGKILL)
     until(lambda: beats(folder, "ops-gang", 2) >= 1, WITHIN_S, "the gang to work again", every=0.2)
     took["raylet"] = time.monotonic() - took["raylet"]
-    assert raylets(pool).keys() == before.keys() and raylets(pool)[victim] != before[victim]
+    until(
+        lambda: (now := raylets(pool)).keys() == before.keys() and now[victim] != before[victim],
+        WITHIN_S,
+        "the raylet to be replaced",
+    )
     until(lambda: state(pool, "ops-gang") == "SUCCEEDED", WITHIN_S, "the gang to end", every=0.2)
     told = Counter((one["kind"], one.get("lease_id")) for one in events(pool, "ops-gang"))
     leases = {lease for kind, lease in told if kind == "lease.granted"}
     assert len(leases) == 2 and all(told["lease.released", lease] == 1 for lease in leases), told
 
     for n in range(3):
-        plain(pool, folder, f"ops-{n}", 14)
+        plain(pool, folder, f"ops-{n}", 40)
     until(lambda: beats(folder, "ops-0", 1) >= 2, WITHIN_S, "a job to work")
     took["head"] = time.monotonic()
     kill_gcs(pool)

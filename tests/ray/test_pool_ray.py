@@ -17,7 +17,6 @@ from moorage.cluster.backend import Launch
 from moorage.cluster.client import RayBackend
 
 POOL = {"nodes": 2, "logical_gpus": 2}
-pytestmark = pytest.mark.timeout(180)
 SCRIPT = Path(__file__).parent / "scripts" / "books.py"
 
 
@@ -35,7 +34,7 @@ def test_the_raylets_book_is_read_not_the_environment(pool, backend) -> None:
     entrypoint = shlex.join([sys.executable, str(SCRIPT), str(out)])
     backend.launch(Launch(submission_id="books-1", entrypoint=entrypoint))
     until(lambda: [j for j in backend.observe().jobs if j.ended], 120, "the job to end")
-    (job,) = backend.observe().jobs
+    (job,) = until(lambda: backend.observe().jobs, 30, "Ray to answer")
     said = list(pool.files.ray_temp.glob("session_latest/logs/job-driver-books-1.log"))
     assert job.status == "SUCCEEDED", f"{job.message}\n{[path.read_text() for path in said]}"
     books = json.loads(out.read_text(encoding="utf-8"))
@@ -51,7 +50,8 @@ def test_the_raylets_book_is_read_not_the_environment(pool, backend) -> None:
 
 def test_a_lost_raylet_is_replaced(pool, backend) -> None:
     """G6: SIGKILL of a raylet: its node comes back under its name, as another one for Ray."""
-    node = next(n for n in backend.observe().nodes if not n.is_head)
+    nodes = until(lambda: backend.observe().nodes, 30, "Ray to answer")
+    node = next(n for n in nodes if not n.is_head)
     (raylet,) = next(n for n in pool.record().nodes if n["ray_node_id"] == node.ray_node_id)["processes"][
         "raylet"
     ]
@@ -62,9 +62,13 @@ def test_a_lost_raylet_is_replaced(pool, backend) -> None:
         return now.alive and now.ray_node_id != node.ray_node_id
 
     until(back, 60, "the node to be back")
-    until(lambda: pool.record().state == "up", 15, "the supervisor to say so")
-    known = {n["ray_node_id"] for n in pool.record().nodes}
-    assert node.ray_node_id not in known and len(known) == 2
+
+    def said() -> bool:
+        record = pool.record()
+        known = {n["ray_node_id"] for n in record.nodes}
+        return record.state == "up" and node.ray_node_id not in known and len(known) == 2
+
+    until(said, 60, "the supervisor to say so")
 
 
 def test_a_lost_cluster_is_replaced_and_that_is_said(pool, backend) -> None:
@@ -72,11 +76,11 @@ def test_a_lost_cluster_is_replaced_and_that_is_said(pool, backend) -> None:
     ray, agent, control = (pool.process(name) for name in ("ray", "agent", "control"))
     before = psutil.Process(ray.pid).children(recursive=True)
     os.kill(ray.pid, signal.SIGKILL)
-    until(lambda: pool.record().state == "degraded", 15, "the supervisor to notice")
+    until(lambda: pool.record().state == "degraded", 60, "the supervisor to notice")
     assert "ray ended" in pool.record().error
     until(lambda: pool.record().state == "up", 90, "a new cluster to be up")
     assert pool.record().error == "" and pool.record().restarts["ray"] == 1
     assert pool.process("ray") != ray and pool.process("agent") != agent
     assert not [process for process in before if process.is_running()], "of the old cluster something lives"
-    assert len([node for node in backend.observe().nodes if node.alive]) == 2
+    until(lambda: sum(node.alive for node in backend.observe().nodes) == 2, 60, "both nodes to be there")
     assert pool.process("control") == control and control.alive()

@@ -19,9 +19,8 @@ from waiting import until
 
 from moorage.train import CheckpointStore
 
-pytestmark = pytest.mark.timeout(580)
 SCRIPT = Path(__file__).parent / "scripts" / "lent.py"
-STEPS, GRACE_S = 500, 20
+STEPS, GRACE_S = 500, 40
 TEAMS = "teams: {research: {quota: 1}, serving: {quota: 3}}"
 
 

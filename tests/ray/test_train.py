@@ -27,9 +27,8 @@ from moorage.runtime.pool.environment import ray_environment
 from moorage.train import CheckpointStore
 from moorage.train.steplog import read_steps
 
-pytestmark = pytest.mark.timeout(400)
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "flights"
-STEPS, EVERY = 1200, 50
+STEPS, EVERY = 2400, 50
 
 
 @dataclass

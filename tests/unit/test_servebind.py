@@ -201,3 +201,40 @@ def test_a_name_that_another_running_job_serves_is_refused(monkeypatch: pytest.M
         with pytest.raises(Conflict, match="named 'flights'") as refused:
             free_names(["default", "flights"], {"default": "01", "flights": taken}, drivers)
         assert refused.value.code == "app-name-in-use"
+
+
+def test_a_job_that_needs_serve_waits_for_the_pool_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who starts Serve chooses its port for all."""
+    import ray
+
+    from moorage.cluster import rayapi
+
+    told: list[str] = []
+    there = iter([False, False, True])
+    api: Any = ModuleType("ray.serve._private.api")
+    api.serve_start = lambda **options: told.append(f"started {options}")
+    servebind.wrap_start(api)
+    monkeypatch.setattr(servebind, "LOOKS_EVERY_S", 0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: "connected" in told)
+    monkeypatch.setattr(ray, "init", lambda namespace: told.append("connected"))
+
+    def serve_is_there() -> bool:
+        told.append("looked")
+        return next(there)
+
+    monkeypatch.setattr(rayapi, "serve_is_there", serve_is_there)
+    monkeypatch.setattr(joining, "here", lambda held: True)
+    monkeypatch.delenv("MOORAGE_LEASE", raising=False)
+    api.serve_start(a=1)
+    assert told == ["started {'a': 1}"], "no job of a pool: nobody else will start it"
+    monkeypatch.setenv("MOORAGE_LEASE", encode(lease(("a", 0, 1000))))
+    api.serve_start(a=2)
+    assert told[1:] == ["connected", "looked", "looked", "looked", "started {'a': 2}"]
+    monkeypatch.setattr(rayapi, "serve_is_there", lambda: False)
+    monkeypatch.setattr(servebind, "STARTS_S", 0)
+    api.serve_start(a=3)
+    assert told[-1] == "started {'a': 3}", "the pool could not start it"
+    monkeypatch.setattr(joining, "here", lambda held: False)
+    monkeypatch.setattr(rayapi, "serve_is_there", lambda: 1 / 0)
+    api.serve_start(a=4)
+    assert told[-1] == "started {'a': 4}", "on a cluster of its own"

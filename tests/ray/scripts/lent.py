@@ -87,7 +87,7 @@ def train_loop(config: dict[str, Any]) -> None:
         hand_over(done.steps)
     if done.left:
         deadline = (
-            time.monotonic() + 10
+            time.monotonic() + 30
         )  # the ranks agree at once; what rank 0 heard reaches the others a little later
         while moorage.preemption() is None and time.monotonic() < deadline:
             time.sleep(0.1)
