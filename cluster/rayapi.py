@@ -101,6 +101,14 @@ def address_file_kept_in(temp_dir: str) -> Iterator[None]:
         ray._private.utils.write_ray_address = original
 
 
+def serve_has_proxy() -> bool:
+    """Whether Serve was started with a proxy for HTTP."""
+    from ray.serve.config import ProxyLocation
+    from ray.serve.context import _get_global_client
+
+    return bool(_get_global_client().http_config.location != ProxyLocation.Disabled)
+
+
 def serve_url() -> str:
     """Where Serve's proxy really listens: a Serve that already ran keeps the port it was first given."""
     from ray.serve.context import _get_global_client

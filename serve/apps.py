@@ -21,6 +21,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+import httpx
 import ray
 from ray import serve
 
@@ -91,14 +92,14 @@ class Deployed:
         status, message = "not there", ""
         while time.monotonic() < deadline and not self._stop.is_set():
             status, message = _state(name)
-            if status == _GOOD:
+            if status == _GOOD and _answers(name):
                 return
             if status in _OVER:
                 break
             self._stop.wait(0.1)
         self.remove()
         raise Unavailable(
-            f"application {name} is {status}, not {_GOOD}",
+            f"application {name} is {status} and does not answer",
             why=message[-2000:] or "it did not start in time",
             todo="the replica's log has the traceback",
             code="endpoint-not-ready",
@@ -141,6 +142,20 @@ def _target(name: str, spec: HostSpec, options: Mapping[str, Any]) -> serve.RunT
         route_prefix=f"/{name}",
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
+
+
+def _answers(name: str) -> bool:
+    """Whether it does through Serve's proxy, which hears of a route after the controller calls it running; a Serve
+    without a proxy is not asked."""
+    from moorage.cluster import rayapi
+
+    if not rayapi.serve_has_proxy():
+        return True
+    with contextlib.suppress(httpx.HTTPError):
+        return (
+            httpx.get(f"{rayapi.serve_url()}/{name}/healthz", timeout=5.0, trust_env=False).status_code == 200
+        )
+    return False
 
 
 def _state(name: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from pools import free_port
 from waiting import until
 
 TEAMS = "teams: {ops: {quota: 8}}\n"
-POOL = "tick_ms: 50\ntakeover_s: 3\n"
+POOL = "tick_ms: 50\ntakeover_s: 10\n"
 SERVER = Path(__file__).with_name("control_server.py")
 
 
@@ -71,8 +71,13 @@ class Plane:
         self.status = None
         self.pid = site.nursery.ask(start=command, environment=environment | site.environment, log=log)
         if wait:
-            until(lambda: self.get("/healthz") is not None, 60, f"{self.name} to answer")
+            until(self.answers, 60, f"{self.name} to answer")
         return self
+
+    def answers(self) -> bool:
+        assert self.poll() is None, f"{self.name} ended: {self.log}"
+        answer = self.get("/healthz")
+        return answer is not None and answer.status_code == 200
 
     def poll(self) -> int | None:
         """How it ended, negative for a signal; None while it lives."""
@@ -112,11 +117,11 @@ class Plane:
         return answer is not None and answer.status_code == 200
 
     def submit(
-        self, job: str, seconds: float = 0.3, gpus: str = "1", **metadata: str
+        self, job: str, seconds: float = 0.3, gpus: str = "1", within_s: float = 60, **metadata: str
     ) -> httpx.Response | None:
         asked = {"team": "ops", "gpus_per_worker": gpus, "sim.seconds": str(seconds), **metadata}
         body = {"entrypoint": "true", "submission_id": job, "metadata": asked}
-        return self.request("POST", "/api/jobs/", json=body, timeout=60)
+        return self.request("POST", "/api/jobs/", json=body, timeout=within_s)
 
     def jobs(self) -> dict[str, str]:
         """State by job id; empty while it does not answer."""
@@ -124,6 +129,10 @@ class Plane:
         if answer is None or answer.status_code != 200:
             return {}
         return {job["submission_id"]: job["status"] for job in answer.json()}
+
+    def known(self) -> dict[str, str]:
+        """State by job id, once it answers and has any."""
+        return until(self.jobs, 60, f"{self.name} to list its jobs")
 
 
 @dataclass

@@ -30,14 +30,18 @@ def say(event: str, **more: Any) -> None:
 
 
 class Slow:
-    """A learner whose steps take at least so long: this one is small, and stands for a larger one."""
+    """A learner whose steps take at least so long: this one is small, and stands for a larger one. At `stays_at` it
+    stays until it is told to leave, two minutes at most."""
 
-    def __init__(self, learner: TorchLearner, pause_s: float) -> None:
-        self._learner, self._pause_s = learner, pause_s
+    def __init__(self, learner: TorchLearner, pause_s: float, stays_at: int) -> None:
+        self._learner, self._pause_s, self._stays_at = learner, pause_s, stays_at
         self.state, self.load = learner.state, learner.load
 
     def step(self, rows: torch.Tensor, step: int) -> float:
         time.sleep(self._pause_s)
+        until = time.monotonic() + 120
+        while step == self._stays_at and moorage.preemption() is None and time.monotonic() < until:
+            time.sleep(0.1)
         return self._learner.step(rows, step)
 
 
@@ -45,6 +49,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--pause-ms", type=float, default=10.0, help="added to each step")
+    parser.add_argument(
+        "--stay-at",
+        type=int,
+        default=0,
+        help="a step at which the first attempt stays until it is told to leave (default: none)",
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -62,7 +72,11 @@ def main() -> None:
         return StepLog(runs, 0, attempt=attempt, start=start)
 
     done = train_steps(
-        Slow(TorchLearner(net, rows, {}, args.steps, net), args.pause_ms / 1000),
+        Slow(
+            TorchLearner(net, rows, {}, args.steps, net),
+            args.pause_ms / 1000,
+            args.stay_at if attempt == 1 else 0,
+        ),
         BatchOrder(rows=len(rows), batch=256, seed=1),
         CheckpointStore(data / "checkpoints" / job),
         total=args.steps,

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Row, select, update
 
 from moorage.cluster.backend import Backend, BackendUnavailable, LaunchRefused, Observation
-from moorage.errors import MoorageError
+from moorage.errors import MoorageError, Unavailable
 from moorage.runtime.control import failpoints, guarding, launching, records, tokens
 from moorage.runtime.control.api import ADMITTED, FAILED, QUARANTINED, STARTING, STOPPED
 from moorage.runtime.control.core import Change, Core
@@ -67,6 +67,8 @@ class Effects:
             try:
                 done += self._run(row, seen, busy)
             except Exception as error:
+                if isinstance(error, Unavailable) and not isinstance(error, BackendUnavailable):
+                    raise  # the store cannot now: no fault of the effect's
                 self.failures[row.kind] += 1
                 with self._core.change() as change:
                     self._later(change, row, _RETRY_NS * 2 ** min(_RETRY_DOUBLINGS, row.tries))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from control_world import sound, world
+from pools import free_port
 from postgres import Server
 from sqlalchemy import insert, select, text
 from waiting import until
@@ -156,9 +156,7 @@ def test_pool_yaml_names_the_database(tmp_path: Path, postgresql: Server) -> Non
     """The process that `moorage up` starts, without a cluster: it serves, and its state is on the server."""
     url = postgresql.database(tmp_path)
     (tmp_path / "pool.yaml").write_text(f"database: {url}\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-P",
@@ -173,7 +171,7 @@ def test_pool_yaml_names_the_database(tmp_path: Path, postgresql: Server) -> Non
         try:
             assert until(lambda: _answers(port), 60, "the front door") == 200
             process.terminate()
-            said = process.communicate(timeout=30)[1]
+            said = process.communicate(timeout=90)[1]
         finally:
             process.kill()
     assert process.returncode == 0, said

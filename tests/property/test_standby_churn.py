@@ -87,12 +87,12 @@ class Churn:
 
         until(led, 30, f"one to lead after {self.did}", every=0.5)
 
-        def over() -> bool:
+        def over() -> dict[str, str]:
             found = leader[0].jobs() if led() else {}
-            return bool(found) and all(state == "SUCCEEDED" for state in found.values())
+            return found if all(state == "SUCCEEDED" for state in found.values()) else {}
 
-        until(over, 60, f"every job to end after {self.did}", every=0.5)
-        found, launches = leader[0].jobs(), self.site.launches()
+        found = until(over, 60, f"every job to end after {self.did}", every=0.5)
+        launches = self.site.launches()
         assert set(found) >= set(self.acknowledged), f"lost after {self.did}"
         twice = {name: count for name, count in launches.items() if count > 1 or not name.endswith("-1")}
         assert not twice, f"started again: {twice} after {self.did}"

@@ -142,16 +142,16 @@ def test_growth_stays_in_the_domain_that_the_job_required(tmp_path: Path) -> Non
         job = w.submit("ops", workers=6, seconds="60", required_topology="rack")
         w.run(1)
         assert where(w, job) == {"n0", "n1"}
-        ask = GrowAsk(workers=2, milli_gpu=1000, gpu_mib=0, milli_cpu=0, timeout_s=5, job_id=job)
+        ask = GrowAsk(workers=2, milli_gpu=1000, gpu_mib=0, milli_cpu=0, timeout_s=60, job_id=job)
         answers: list[object] = []
         asking = threading.Thread(
             target=lambda: answers.append(w.service.grow(w.caller("ops"), ask)), daemon=True
         )
         asking.start()
-        (waiting,) = until(lambda: list(w.service.core.book.pending.values()), 5, "the ask to be written")
+        (waiting,) = until(lambda: list(w.service.core.book.pending.values()), 60, "the ask to be written")
         assert [term.text() for term in waiting.constraints.select] == ["zone=z0", "rack=r1"]
         w.run(1)
-        asking.join(10)
+        asking.join(60)
         assert answers and where(w, job) == {"n0", "n1"}, "two of the eight free devices are in its rack"
         assert sum(lease.milli_gpu for lease in w.service.core.book.ledger.held_by(job)) == 8000
 

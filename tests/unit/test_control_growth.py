@@ -29,7 +29,7 @@ def grow(w: World, job: str, **ask: Any) -> answers.Lease | MoorageError:
 
     thread = threading.Thread(target=asking)
     thread.start()
-    until(lambda: w.service.loop.tick() or found, 10, "the answer")
+    until(lambda: w.service.loop.tick() or found, 60, "the answer")
     thread.join()
     return found[0]
 
@@ -38,10 +38,10 @@ def test_a_lease_grows_within_quota_and_is_given_back_once(tmp_path: Path) -> No
     with world(tmp_path) as w:
         job = w.submit("ops", seconds="100")
         w.run(2)
-        more = grow(w, job, workers=2, milli_gpu=1000, timeout_s=5, name="more")
+        more = grow(w, job, workers=2, milli_gpu=1000, timeout_s=60, name="more")
         assert isinstance(more, dict) and w.held("ops") == 3000
         assert [worker["milli_gpu"] for worker in more["lease"]["workers"]] == [1000, 1000]
-        again = grow(w, job, workers=2, milli_gpu=1000, timeout_s=5, name="more")
+        again = grow(w, job, workers=2, milli_gpu=1000, timeout_s=60, name="more")
         assert isinstance(again, dict) and again["lease_id"] == more["lease_id"], (
             "a lost answer is asked again"
         )
@@ -79,21 +79,21 @@ def test_what_does_not_come_in_time_fails_with_the_reason_and_holds_nothing(tmp_
     with world(tmp_path) as w:
         job = w.submit("ops", workers=4, seconds="100")
         w.run(2)
-        failed = grow(w, job, workers=3, milli_gpu=1000, timeout_s=0.3)
+        failed = grow(w, job, workers=3, milli_gpu=1000, timeout_s=2)
         assert isinstance(failed, LeaseTimeout) and "limit of 6" in failed.why
         assert w.held("ops") == 4000 and not w.service.core.book.pending
-        never = grow(w, job, workers=7, milli_gpu=1000, timeout_s=5)
+        never = grow(w, job, workers=7, milli_gpu=1000, timeout_s=60)
         assert isinstance(never, Infeasible)
         w.service.stop(w.caller("ops"), job)
         w.run(2)
-        assert isinstance(grow(w, job, timeout_s=1), Conflict), "an ended job does not grow"
+        assert isinstance(grow(w, job, timeout_s=60), Conflict), "an ended job does not grow"
 
 
 def test_subleases_end_with_their_job(tmp_path: Path) -> None:
     with world(tmp_path) as w:
         job = w.submit("ops", seconds="8")
         w.run(2)
-        assert isinstance(grow(w, job, milli_gpu=500, timeout_s=5), dict) and w.held("ops") == 1500
+        assert isinstance(grow(w, job, milli_gpu=500, timeout_s=60), dict) and w.held("ops") == 1500
         w.run(10)
         assert w.states(job) == ["SUCCEEDED"] and w.held("ops") == 0
 

@@ -191,7 +191,7 @@ def test_a_run_is_told_once_and_restarted_when_all_have_saved(lease: SimpleNames
     assert marks == [] and said == []
     asked = Asked(reason="", rule="reclaim", for_job="own", deadline=time.time() + 60)
     lease.now = replace(now(1), asked=asked)
-    until(lambda: len(marks) == 3, 5, "every worker to be told")
+    until(lambda: len(marks) == 3, 60, "every worker to be told")
     assert all(abs(mark - (asked.deadline - MARGIN_S)) < 1 for mark in marks), "before its grace is over"
     run.after_report(SimpleNamespace(checkpoint=None), [{"loss": 1.0}])
     assert len(marks) == 3, "nothing was saved"
@@ -199,12 +199,12 @@ def test_a_run_is_told_once_and_restarted_when_all_have_saved(lease: SimpleNames
     assert len(marks) == 6 and all(mark <= time.time() for mark in marks[3:]), "now"
     run.before_worker_group_shutdown(None)
     starts(1)
-    until(lambda: said == [1], 5, "the pool to be told")
+    until(lambda: said == [1], 60, "the pool to be told")
     run.after_report(SimpleNamespace(checkpoint=None), [{HANDED_OVER: 7}])
     assert len(marks) == 7, "handed over is saved"
     run.before_worker_group_shutdown(None)
     starts(3)  # it was decided when the lease had three
-    until(lambda: len(marks) == 10, 5, "a run that is too large to be told")
+    until(lambda: len(marks) == 10, 60, "a run that is too large to be told")
     assert said == [1]
     lease.over = True
 
@@ -232,11 +232,11 @@ def test_a_run_that_may_grow_is_told_again_when_it_is_asked_for_workers_meanwhil
     run.before_worker_group_start(SimpleNamespace(num_workers=3))
     run.after_worker_group_start(SimpleNamespace(get_workers=lambda: [worker]))
     lease.now = now(4)
-    until(lambda: marks, 5, "the growth to be told")
+    until(lambda: marks, 60, "the growth to be told")
     assert marks[0] > time.time() + GROWS_WITHIN_S - 10
     asked = Asked(reason="", rule="reclaim", for_job="own", deadline=time.time() + 60)
     lease.now = replace(now(1), asked=asked)
-    until(lambda: len(marks) == 2, 5, "the ask to be told")
+    until(lambda: len(marks) == 2, 60, "the ask to be told")
     assert abs(marks[1] - (asked.deadline - MARGIN_S)) < 1
     threading.Event().wait(0.1)
     assert len(marks) == 2, "once"

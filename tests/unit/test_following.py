@@ -121,21 +121,21 @@ def test_a_follower_is_called_for_each_change_and_says_what_it_gave_back(
 
     feed = moorage.follow(resize)
     assert feed is not None
-    until(lambda: feed.now is not None, 5, "the first answer")
+    until(lambda: feed.now is not None, 60, "the first answer")
     assert calls == [] and door.told[0] == {"follows": True}, "it runs on what it was started with"
     assert moorage.context() == LEASE
     door.fails = 1
     door.becomes(held("1.9", LEASE, workers=2, asked=ASK))
-    until(lambda: {"workers": 2} in door.told, 10, "the answer to the ask")
+    until(lambda: {"workers": 2} in door.told, 60, "the answer to the ask")
     assert calls == [2, 2], "tried again, and said only then"
     now = feed.now
-    assert now is not None and now.asked is not None and 30 < now.asked.left_s <= 42
+    assert now is not None and now.asked is not None and 0 < now.asked.left_s <= 42
     context = moorage.context()
     assert context is not None and context.workers == WORKERS[:2], "what is wanted back is not to be used"
     door.becomes(held("2.0", replace(LEASE, epoch=2, workers=WORKERS[:2])))
-    until(lambda: feed.now is not None and feed.now.version == "2.0", 5, "the smaller lease")
+    until(lambda: feed.now is not None and feed.now.version == "2.0", 60, "the smaller lease")
     door.becomes(held("3.0", replace(LEASE, epoch=3, workers=WORKERS)))
-    until(lambda: calls == [2, 2, 4], 5, "the larger lease")
+    until(lambda: calls == [2, 2, 4], 60, "the larger lease")
     assert door.told.count({"workers": 2}) == 1 and {"workers": 4} not in door.told
     feed.stop()
 
@@ -149,8 +149,8 @@ def test_a_front_door_that_does_not_answer_is_waited_for_once(monkeypatch: pytes
     monkeypatch.setenv("MOORAGE_LEASE", binding.encode(LEASE))
     monkeypatch.setenv("MOORAGE_ELASTIC", "1,4")
     began = time.monotonic()
-    assert [moorage.context() for _ in range(20)] == [LEASE] * 20
-    assert 0.2 < time.monotonic() - began < 3
+    assert [moorage.context() for _ in range(200)] == [LEASE] * 200
+    assert 0.2 < time.monotonic() - began < 30, "not 0.3 s each"
     feed = following.feed()
     assert feed is not None
     feed.stop()

@@ -29,10 +29,10 @@ class Ear:
             self.text += message.data
         self.code = socket.close_code or CUT
 
-    async def hears(self, text: str, timeout: float = 5) -> None:
+    async def hears(self, text: str, timeout: float = 60) -> None:
         await eventually(lambda: text in self.text, f"{text!r} in the followed log", timeout)
 
-    async def closes(self, timeout: float = 10) -> int:
+    async def closes(self, timeout: float = 60) -> int:
         await asyncio.wait_for(self._task, timeout)
         return self.code
 
@@ -41,7 +41,7 @@ class Ear:
         return not self._task.done()
 
 
-async def eventually(condition: Callable[[], bool], what: str, timeout: float = 5) -> None:
+async def eventually(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
     deadline = asyncio.get_running_loop().time() + timeout
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, f"not within {timeout} s: {what}"

@@ -77,15 +77,16 @@ async def test_a_job_hears_it_leaves_it_for_its_other_ranks_and_says_that_it_lea
             before = watching()
             assert moorage.preemption() is None and moorage.preemption() is None
             assert watching() == before + 1, "one thread, however often it is asked"
+            began = time.time()
             door.control.notices[job] = TOLD
-            notice = until(moorage.preemption, 10, "the notice")
+            notice = until(moorage.preemption, 60, "the notice")
             assert notice.for_job == "own" and notice.rule == "reclaim"
-            assert 30 < notice.left_s <= 42 and abs(notice.deadline - time.time() - 42) < 12
+            assert began + 41 < notice.deadline < time.time() + 43 and notice.left_s <= 42
             relay = tmp_path / "notices" / f"{job}-1.json"
-            until(relay.exists, 10, "the note for the other ranks")
+            until(relay.exists, 60, "the note for the other ranks")
             monkeypatch.setattr(preemption, "_watch", None)
             monkeypatch.setenv("RANK", "3")
-            until(lambda: watching() == before, 10, "the first rank's thread to end: it has its notice")
+            until(lambda: watching() == before, 60, "the first rank's thread to end: it has its notice")
             assert moorage.preemption() == notice and watching() == before
             with pytest.raises(SystemExit) as left:
                 moorage.leave(7)
@@ -123,12 +124,12 @@ def test_a_watcher_outlasts_a_control_plane_that_is_away_and_ends_with_its_attem
 
     before = watching()
     watcher = preemption.Watcher("x", ask)
-    until(lambda: watcher.notice, 10, "the notice")
+    until(lambda: watcher.notice, 60, "the notice")
     assert not answers
 
     def gone() -> dict[str, Any] | None:
         raise NotFound("no such job")
 
     ended = preemption.Watcher("x", gone)
-    until(lambda: watching() <= before, 10, "both threads to end")
+    until(lambda: watching() <= before, 60, "both threads to end")
     assert ended.notice is None

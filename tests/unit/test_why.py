@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from control_world import World, world
+from waiting import until
 
 from moorage.cli import cli
 from moorage.configs.teams import parse_teams
@@ -229,22 +230,22 @@ def test_a_running_job_that_asked_for_more(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        while not w.service.core.book.pending:
-            threading.Event().wait(0.01)
+        until(lambda: w.service.core.book.pending, 60, "the ask to be written")
         w.run(1)
         found = explained(w, job)
         assert found["job"].startswith("s-") and found["reason"]["code"] == "team-limit"
         assert changes(found) == ["raise-limit"], "its own lease need not end"
         text = "\n".join(told(why_json(why(w, job), [])))
         assert "has asked for more room" in text and "holds l-" in text
+        w.service.stop(w.caller("research"), job)
+        until(lambda: w.run(1) or caught, 60, "the ask to end with its job")
         thread.join(20)
-        assert caught
 
 
 def explaining_ask(job: str) -> Any:
     from moorage.runtime.control.api import GrowAsk
 
-    return GrowAsk(job_id=job, milli_gpu=1000, timeout_s=2.0)
+    return GrowAsk(job_id=job, milli_gpu=1000, timeout_s=600)
 
 
 class Asked:

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ NODES, GPUS_PER_NODE = 2, 4
 TEAMS = Path(__file__).resolve().parents[1] / "teams.yaml"
 SETTINGS = Path(__file__).resolve().parents[1] / "pool.yaml"
 USUAL_PORT = 8470
+ANSWERS_WITHIN_S = 60.0
 LONGEST_SOCKET_PATH, SOCKET_NAME = 107, "control.sock"
 MARKER = "made-by-the-flights-demo"
 
@@ -54,6 +57,21 @@ def free_port() -> int:
                 continue
             return int(probe.getsockname()[1])
     raise StepFailed("pool", "no port is free on 127.0.0.1")
+
+
+def _patiently(ask: Callable[[], httpx.Response]) -> Any:
+    """The JSON of the answer; who is busy (503) or does not answer is asked again for a while."""
+    deadline = time.monotonic() + ANSWERS_WITHIN_S
+    while True:
+        late = time.monotonic() > deadline
+        try:
+            answer = ask()
+            if answer.status_code != 503 or late:
+                return answer.raise_for_status().json()
+        except httpx.TransportError:
+            if late:
+                raise
+        time.sleep(0.5)
 
 
 class Pool:
@@ -161,9 +179,8 @@ class Pool:
     def get(self, path: str, principal: str = "admin", **query: Any) -> Any:
         """The JSON that the front door answers to `principal`."""
         token = self.token_file(principal).read_text(encoding="utf-8").strip()
-        answer = self._http.get(self.url + path, params=query, headers={"Authorization": f"Bearer {token}"})
-        answer.raise_for_status()
-        return answer.json()
+        headers = {"Authorization": f"Bearer {token}"}
+        return _patiently(lambda: self._http.get(self.url + path, params=query, headers=headers))
 
     def job(self, job_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.get(f"/moorage/v1/jobs/{job_id}")
@@ -181,8 +198,7 @@ class Pool:
         if self._agent is None:
             socket_path = str(self.home / "agent.sock")
             self._agent = httpx.Client(transport=httpx.HTTPTransport(uds=socket_path), timeout=15.0)
-        answer = self._agent.get("http://agent/observe")
-        answer.raise_for_status()
-        nodes = answer.json()["nodes"]
+        agent = self._agent
+        nodes = _patiently(lambda: agent.get("http://agent/observe"))["nodes"]
         total = sum(node["devices"] for node in nodes)
         return total - sum(node["free_milli_gpu"] for node in nodes) / 1000, total

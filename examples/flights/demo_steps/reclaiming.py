@@ -26,14 +26,15 @@ ASKED = {
     "preemptible": "true",
 }
 OWN = {"workers": "4", "gpus_per_worker": "1", "cpus_per_worker": "1"}
-BEGUN, OWNER_S = 50, "4"
-"""Steps of the borrower after which the owner comes, and how long it stays."""
+BEGUN, OWNER_S, STAYS = 50, "4", "900"
+"""Steps of the borrower after which the owner comes, how long it stays, and the step that the borrower does not pass
+before it was told: on a slow machine it would have ended."""
 POLL_S = 0.1
 
 
 def run(demo: Run) -> None:
     demo.screen.start(STEP, "submitting")
-    borrower = demo.submit(STEP, JOB, BATCH, "python", "borrowed.py", metadata=ASKED)
+    borrower = demo.submit(STEP, JOB, BATCH, "python", "borrowed.py", "--stay-at", STAYS, metadata=ASKED)
     _until_begun(demo, borrower)
     owner = demo.submit(STEP, OWNER_JOB, OPS, "sleep", OWNER_S, metadata=OWN)
     owner.wait(PATIENCE_S)

@@ -53,7 +53,7 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
     """While the second sweep waits: its reason through `ray job status`, and what Ray itself has booked just then."""
     gpus = asked(demo)
     deadline = time.monotonic() + PATIENCE_S
-    seen, job = (0.0, 0.0), demo.jobs[DEEP_JOB]
+    seen, job, printed = (0.0, 0.0), demo.jobs[DEEP_JOB], ""
     waiting: dict[str, Any] = {}
     while time.monotonic() < deadline and not job.finished:
         state = known(demo, DEEP_JOB)
@@ -62,11 +62,13 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
         if state:
             demo.screen.say(DEEP, state["message"][:160])
             waiting = state
-        seen = demo.pool.ray_gpus()
-        if state and seen[0] >= gpus["held"]:
+        # As soon as it waits: the first sweep may have ended before a command has started.
+        if state and not _names_the_rule(printed):
+            printed = ray_job(demo.pool, RESEARCH, "status", DEEP_JOB, log=demo.logs / "ray-job-status.log")
+        seen = max(seen, demo.pool.ray_gpus())
+        if state and seen[0] >= gpus["held"] and _names_the_rule(printed):
             break
         time.sleep(POLL_S)
-    printed = ray_job(demo.pool, RESEARCH, "status", DEEP_JOB, log=demo.logs / "ray-job-status.log")
     after = demo.pool.ray_gpus()
     reason = waiting.get("reason") or {}
     expect = demo.checks.expect
@@ -81,7 +83,7 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
     told = next(
         (line.split("Status message: ")[1] for line in printed.splitlines() if "Status message: " in line), ""
     )
-    names = RESEARCH in printed and "limit" in printed and WIDE_JOB in printed
+    names = _names_the_rule(printed)
     expect(
         WIDE,
         "the reason names the rule and what would free it",
@@ -112,6 +114,10 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
         "ray_gpus_after": {"booked": after[0], "total": after[1]},
         "train_job": train_job,
     }
+
+
+def _names_the_rule(printed: str) -> bool:
+    return RESEARCH in printed and "limit" in printed and WIDE_JOB in printed
 
 
 def asked(demo: Run) -> dict[str, float]:

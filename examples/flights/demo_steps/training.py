@@ -25,7 +25,7 @@ STEP, DEEPSPEED_STEP = "train", "deepspeed"
 JOB, DEEPSPEED_JOB = "flights-train", "flights-deepspeed"
 GANG = {"workers": "2", "gpus_per_worker": "1", "cpus_per_worker": "1"}
 CHECKPOINT_EVERY = 50
-KILL_FROM, KILL_BEFORE = 0.35, 0.8
+KILL_FROM, KILL_BEFORE = 0.2, 0.8
 """The part of the run in which the worker is killed."""
 CLEAR_AFTER, CLEAR_BEFORE = 8, 15
 """Steps from a checkpoint to the kill and from the kill to the next one: none may be half written just then."""
@@ -67,9 +67,14 @@ def kill_midway(demo: Run, job: Submitted) -> dict[str, Any]:
         if total and len(lines) > 1:
             rank = max(lines)
             last = lines[rank][-1]
-            clear = CLEAR_AFTER <= last["step"] % CHECKPOINT_EVERY <= CHECKPOINT_EVERY - CLEAR_BEFORE
-            if last["step"] > max(KILL_FROM * total, CHECKPOINT_EVERY) and clear:
+            if last["step"] > max(KILL_FROM * total, CHECKPOINT_EVERY) and _is_clear(last["step"]):
                 worker = the_worker(demo, int(last["pid"]))
+                # Held first: between the look and the kill it would go on, into a checkpoint perhaps.
+                worker.suspend()
+                last = steps_of(folder)[rank][-1]
+                if not _is_clear(last["step"]) or last["step"] >= KILL_BEFORE * total:
+                    worker.resume()
+                    continue
                 os.kill(worker.pid, signal.SIGKILL)
                 at = time.time()
                 sealed = CheckpointStore(demo.pool.data / "checkpoints" / job.job_id).steps()
@@ -86,6 +91,11 @@ def kill_midway(demo: Run, job: Submitted) -> dict[str, Any]:
                 }
         time.sleep(POLL_S)
     raise job.failure("never reached the middle: no worker was killed")
+
+
+def _is_clear(step: int) -> bool:
+    """Whether a step is far enough from both of its checkpoints."""
+    return CLEAR_AFTER <= step % CHECKPOINT_EVERY <= CHECKPOINT_EVERY - CLEAR_BEFORE
 
 
 def the_worker(demo: Run, pid: int) -> psutil.Process:
