@@ -30,6 +30,7 @@ from typing import Any
 from moorage.cluster import binding, demands, following, joining, known, leasegroup, raydata, servebind
 
 PATCHED = (
+    "ray._private.state",
     "ray._private.worker",
     "ray.scripts.scripts",
     "ray.serve._private.api",
@@ -98,6 +99,8 @@ def patch(module: ModuleType) -> None:
     match module.__name__:
         case name if name in raydata.PATCHED:
             raydata.patch(module)
+        case "ray._private.state":
+            joining.wrap_state(module)
         case "ray._private.worker":
             joining.wrap_init(module)
             _wrap_shutdown(module)

@@ -11,13 +11,13 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moorage.cluster import binding
+from moorage.cluster import binding, following, leasegroup
 from moorage.errors import InvalidRequest
 
 INJECT = str(Path(__file__).parent / "inject")
@@ -81,6 +81,33 @@ def wrap_init(worker: ModuleType) -> None:
         return context
 
     worker.init = init  # type: ignore[attr-defined]
+
+
+def wrap_state(state: ModuleType) -> None:
+    """To a job the GPUs of the cluster are those of its lease: scripts take as many workers as `ray.cluster_resources`
+    says there are. `state` is `ray._private.state`."""
+    cluster, available = state.cluster_resources, state.available_resources
+
+    @functools.wraps(cluster)
+    def cluster_resources() -> dict[str, float]:
+        found: dict[str, float] = cluster()
+        return _of_lease(found, lambda lease: lease.gpus)
+
+    @functools.wraps(available)
+    def available_resources() -> dict[str, float]:
+        found: dict[str, float] = available()
+        return _of_lease(found, lambda lease: leasegroup.free(lease, found))
+
+    state.cluster_resources, state.available_resources = cluster_resources, available_resources  # type: ignore[attr-defined]
+
+
+def _of_lease(found: dict[str, float], gpus: Callable[[binding.LeaseView], float]) -> dict[str, float]:
+    lease = following.context()
+    if lease is None or not here(lease):
+        return found
+    rest = {name: amount for name, amount in found.items() if name != "GPU"}
+    amount = gpus(lease) if lease.gpus else 0.0
+    return {**rest, "GPU": amount} if amount else rest
 
 
 def _there(custom: Mapping[str, float]) -> None:

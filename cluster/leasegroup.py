@@ -186,6 +186,14 @@ def taken(but: str = "", waiting: bool = True) -> list[tuple[str, float]]:
     return [bundle for bundle in [*others, *own, *alone] if bundle[1] > 0]
 
 
+def free(lease: LeaseView, available: Mapping[str, float]) -> float:
+    """GPUs of the lease that nothing of this job uses now. `available`: what Ray says that is, by resource."""
+    unused = sum(
+        available.get(f"GPU_group_{group.id}", 0.0) for group in _groups() if group.name.startswith(PREFIX)
+    )
+    return max(0.0, round(lease.gpus - sum(gpus for _, gpus in taken()) + unused, 4))
+
+
 def refuse_own_wait(lease: LeaseView, bundles: Sequence[Mapping[str, float]], one_node: bool) -> None:
     """Raises `InvalidRequest` (code `lease-taken`) for a placement group that would wait for this very task or actor:
     it runs in the lease's group, which stays as long as it does, and there is no room beside that."""

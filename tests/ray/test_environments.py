@@ -92,7 +92,15 @@ def test_a_script_from_a_laptop_runs_as_it_is(pool: Pool, tmp_path: Path) -> Non
         done.touch()
         others.communicate(timeout=60)
     assert laptop.returncode == 0, said
-    for line in ("actor 1 tasks [1, 1, 1, 1]", "again [1, 1, 1]", "typed 1", "group 1", "served hello"):
+    for line in (
+        "cluster 2.0 free 2.0",
+        "actor 1 tasks [1, 1, 1, 1]",
+        "beside the actor 1.0",
+        "again [1, 1, 1]",
+        "typed 1",
+        "group 1",
+        "served hello",
+    ):
         assert line in said, said
     assert "ray.init(num_cpus=2, num_gpus=2) joins the pool" in said
     assert "serve.shutdown() deletes laptop" in said and answer.text == "here", said

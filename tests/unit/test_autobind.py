@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.cluster import autobind, binding, joining
+from moorage.cluster import autobind, binding, joining, leasegroup
 from moorage.cluster.binding import LeaseView, WorkerView, bundle_selectors, check_fits, encode
 from moorage.errors import InvalidRequest
 
@@ -295,6 +295,32 @@ def test_ray_init_outside_of_a_job_is_rays(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("MOORAGE_LEASE", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert init_of()(num_cpus=4) == (None, {"num_cpus": 4})
+
+
+def test_the_cluster_of_a_job_has_the_gpus_of_its_lease(
+    under_a_lease: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`num_workers=int(ray.cluster_resources()["GPU"])` is what scripts say."""
+    state: Any = ModuleType("ray._private.state")
+    left = {"CPU": 8.0, "GPU": 12.0, "GPU_group_g1": 1.0, "GPU_group_0_g1": 1.0, "GPU_group_other": 4.0}
+    state.cluster_resources = lambda: {"CPU": 16.0, "GPU": 32.0}
+    state.available_resources = lambda: dict(left)
+    autobind.patch(state)
+    lease = binding.current()
+    assert lease is not None
+    groups = [SimpleNamespace(id="g1", name=f"{leasegroup.PREFIX}l"), SimpleNamespace(id="g2", name="own")]
+    monkeypatch.setattr(leasegroup, "_groups", lambda: groups)
+    monkeypatch.setattr(leasegroup, "taken", lambda: [("a", lease.gpus)])
+    assert state.cluster_resources() == {"CPU": 16.0, "GPU": lease.gpus}
+    assert state.available_resources() == {**left, "GPU": 1.0}, (
+        "of what the lease's group covers one is unused"
+    )
+    del left["GPU_group_g1"]
+    assert "GPU" not in state.available_resources(), "as Ray says it of nothing"
+    monkeypatch.setattr(joining, "here", lambda held: False)
+    assert state.available_resources() == left, "a cluster of its own is what Ray says"
+    monkeypatch.delenv("MOORAGE_LEASE")
+    assert state.cluster_resources()["GPU"] == 32.0
 
 
 def test_serve_shutdown_ends_what_the_job_deployed(

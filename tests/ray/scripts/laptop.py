@@ -4,6 +4,7 @@ python laptop.py SERVE_PORT
 """
 
 import sys
+import time
 import urllib.request
 
 import ray
@@ -25,8 +26,17 @@ def half():
     return len(ray.get_gpu_ids())
 
 
+def free():
+    return ray.available_resources().get("GPU", 0)
+
+
+print("cluster", ray.cluster_resources()["GPU"], "free", free())
 holder = Holder.remote()
 print("actor", ray.get(holder.devices.remote()), "tasks", ray.get([half.remote() for _ in range(4)]))
+deadline = time.monotonic() + 60
+while free() != 1 and time.monotonic() < deadline:  # Ray's figure follows what happens
+    time.sleep(0.1)
+print("beside the actor", free())
 ray.shutdown()
 
 ray.init(num_gpus=1, namespace="again")
