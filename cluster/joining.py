@@ -39,7 +39,7 @@ def here(lease: binding.LeaseView) -> bool:
     if not ray.is_initialized():
         ray.init()
     address = ray.get_runtime_context().gcs_address
-    leased = {worker.ray_node_id for worker in lease.workers}
+    leased = {place.ray_node_id for place in (lease.head, *lease.workers) if place is not None}
     if leased.isdisjoint(_clusters.get(address, ())):
         # Nodes that are gone are still named: a lease whose nodes died is no reason to go elsewhere.
         _clusters[address] = {str(node["NodeID"]) for node in ray.nodes()}

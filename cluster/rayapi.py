@@ -104,9 +104,12 @@ def address_file_kept_in(temp_dir: str) -> Iterator[None]:
 def serve_has_proxy() -> bool:
     """Whether Serve was started with a proxy for HTTP."""
     from ray.serve.config import ProxyLocation
-    from ray.serve.context import _get_global_client
 
-    return bool(_get_global_client().http_config.location != ProxyLocation.Disabled)
+    controller = _serve_controller()
+    if controller is None:
+        return False
+    where = ray.get(controller.get_proxy_location.remote(), timeout=RPC_TIMEOUT_S)
+    return bool(where != ProxyLocation.Disabled)
 
 
 def serve_url() -> str:

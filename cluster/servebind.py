@@ -53,6 +53,9 @@ def _await_serve() -> None:
         ray.init(namespace="serve")  # as Serve itself would
     if not joining.here(lease):
         return
+    if rayapi.serve_is_there():
+        return
+    joining.say("waiting for the pool to start Serve")
     deadline = time.monotonic() + STARTS_S
     while not rayapi.serve_is_there() and time.monotonic() < deadline:
         time.sleep(LOOKS_EVERY_S)

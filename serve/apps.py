@@ -30,6 +30,7 @@ from moorage.serve.host import HostSpec, application
 
 _LOG = logging.getLogger(__name__)
 _GOOD, _OVER = "RUNNING", ("DEPLOY_FAILED", "UNHEALTHY")
+PROXY_WITHIN_S = 10.0
 REMOVE_WITHIN_S = 2.5  # Ray kills a stopped driver after 3 s
 
 
@@ -92,18 +93,34 @@ class Deployed:
         status, message = "not there", ""
         while time.monotonic() < deadline and not self._stop.is_set():
             status, message = _state(name)
-            if status == _GOOD and _answers(name):
+            if status == _GOOD:
+                self._await_proxy(name)
                 return
             if status in _OVER:
                 break
             self._stop.wait(0.1)
         self.remove()
         raise Unavailable(
-            f"application {name} is {status} and does not answer",
+            f"application {name} is {status}, not {_GOOD}",
             why=message[-2000:] or "it did not start in time",
             todo="the replica's log has the traceback",
             code="endpoint-not-ready",
         )
+
+    def _await_proxy(self, name: str) -> None:
+        """Serve's proxy hears of a route after the controller calls it running. From another machine than the proxy's
+        it cannot be asked: then the controller's word counts."""
+        from moorage.cluster import rayapi
+
+        if not rayapi.serve_has_proxy():
+            return
+        url, deadline = f"{rayapi.serve_url()}/{name}/healthz", time.monotonic() + PROXY_WITHIN_S
+        while time.monotonic() < deadline and not self._stop.is_set():
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(url, timeout=PROXY_WITHIN_S, trust_env=False).status_code == 200:
+                    return
+            self._stop.wait(0.1)
+        _LOG.warning("application %s runs, and %s does not answer from here", name, url)
 
     def until_stopped(self, *, look_every_s: float = 5) -> None:
         """Wait for SIGTERM or SIGINT. Raises `Unavailable` when an application was taken away meanwhile."""
@@ -142,20 +159,6 @@ def _target(name: str, spec: HostSpec, options: Mapping[str, Any]) -> serve.RunT
         route_prefix=f"/{name}",
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-
-
-def _answers(name: str) -> bool:
-    """Whether it does through Serve's proxy, which hears of a route after the controller calls it running; a Serve
-    without a proxy is not asked."""
-    from moorage.cluster import rayapi
-
-    if not rayapi.serve_has_proxy():
-        return True
-    with contextlib.suppress(httpx.HTTPError):
-        return (
-            httpx.get(f"{rayapi.serve_url()}/{name}/healthz", timeout=5.0, trust_env=False).status_code == 200
-        )
-    return False
 
 
 def _state(name: str) -> tuple[str, str]:

@@ -240,6 +240,8 @@ class Autoscaler:
         node may hold each other's devices: who stays keeps the lease of what it holds."""
         others = [one for one in self.replicas if one is not gone]
         for _ in others:
+            if gone.reading is not None and gone.reading.devices == gone.worker.devices:
+                return
             other = next((one for one in others if gone.own and _holds(one, gone.worker)), None)
             if other is None:
                 return

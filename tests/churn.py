@@ -367,7 +367,7 @@ class Churn:
 
     def _lost(self, door: httpx.Client, name: str) -> int:
         """Attempts that the pool says the infrastructure took, and those of the job's own failures."""
-        attempts = door.get(f"/moorage/v1/jobs/{name}").json()["attempts"]
+        attempts = door.get(f"/moorage/v1/jobs/{name}").raise_for_status().json()["attempts"]
         return sum(one["state"] in ("LOST", "FAILED") for one in attempts)
 
     def _judge(self) -> None:

@@ -42,9 +42,21 @@ def until(predicate: Callable[[], T], timeout: float, what: str, *, every: float
 
 def _is_away(error: Exception) -> bool:
     """Whether a process that was asked did not answer: by the classes of those modules that anybody has imported."""
-    names = {"httpx": "TransportError", "moorage.errors": "Unavailable"}
-    kinds = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]
-    return isinstance(error, tuple(kinds))
+    names = {"httpx": ("NetworkError", "TimeoutException", "RemoteProtocolError")}
+    names["moorage.cluster.backend"] = ("BackendUnavailable",)
+    kinds = [
+        getattr(sys.modules[module], name)
+        for module, found in names.items()
+        if module in sys.modules
+        for name in found
+    ]
+    return isinstance(error, tuple(kinds)) or _is_busy(error)
+
+
+def _is_busy(error: Exception) -> bool:
+    """`raise_for_status` of an answer that says: try again."""
+    answer = getattr(error, "response", None)
+    return getattr(answer, "status_code", None) == 503
 
 
 def holds(predicate: Callable[[], object], span: float, what: str, *, every: float = 0.05) -> None:

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--stay-at",
         type=int,
-        default=0,
+        default=-1,
         help="a step at which the first attempt stays until it is told to leave (default: none)",
     )
     args = parser.parse_args()
@@ -75,7 +75,7 @@ def main() -> None:
         Slow(
             TorchLearner(net, rows, {}, args.steps, net),
             args.pause_ms / 1000,
-            args.stay_at if attempt == 1 else 0,
+            args.stay_at if attempt == 1 else -1,
         ),
         BatchOrder(rows=len(rows), batch=256, seed=1),
         CheckpointStore(data / "checkpoints" / job),

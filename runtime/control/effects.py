@@ -48,7 +48,8 @@ class Effects:
         self._uploads = Uploads(backend.stage, core.wake.set)
 
     def run(self, seen: Observation) -> int:
-        """Try every open row once, in order; how many effects were done. Raises `BackendUnavailable`.
+        """Try every open row once, in order; how many effects were done. Raises `BackendUnavailable`, and
+        `Unavailable` where the store is away.
 
         A row that fails is put off, longer each time: the next round begins with the others, so no one job can
         hold up the starts and stops of all.
@@ -67,11 +68,14 @@ class Effects:
             try:
                 done += self._run(row, seen, busy)
             except Exception as error:
-                if isinstance(error, Unavailable) and not isinstance(error, BackendUnavailable):
-                    raise  # the store cannot now: no fault of the effect's
-                self.failures[row.kind] += 1
-                with self._core.change() as change:
+                # The store's, as when somebody else has a job's row: no fault of the effect's.
+                store = isinstance(error, Unavailable) and not isinstance(error, BackendUnavailable)
+                self.failures[row.kind] += not store
+                with self._core.change() as change:  # raises where the store is away for all
                     self._later(change, row, _RETRY_NS * 2 ** min(_RETRY_DOUBLINGS, row.tries))
+                if store:
+                    log.warning("%s of %s is put off: %s", row.kind, row.submission_id, error)
+                    continue
                 if row.kind == "launch" and self._poisonous(row, error):
                     self._quarantine(row, error)
                     continue

@@ -48,7 +48,9 @@ class Machine:
 
     def findings(self) -> list[dict[str, Any]]:
         with self.pool.http("admin") as client:
-            found: list[dict[str, Any]] = client.get("/moorage/v1/guard").json()["findings"]
+            found: list[dict[str, Any]] = (
+                client.get("/moorage/v1/guard").raise_for_status().json()["findings"]
+            )
         return found
 
     def finding(self, kind: str, state: str) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def test_processes_beside_their_lease_are_stopped_and_others_go_on(machine: Mach
     foreign = subprocess.Popen(["sleep", "1000"])
     try:
         with pool.http("ops") as client:
-            devices = client.get("/moorage/v1/status").json()["devices"]
+            devices = client.get("/moorage/v1/status").raise_for_status().json()["devices"]
         (device,) = (one["index"] for one in devices if any(held["job"] == "two" for held in one["holders"]))
         other = 1 - device
         machine.put(
@@ -118,7 +120,9 @@ def test_processes_beside_their_lease_are_stopped_and_others_go_on(machine: Mach
         (tmp_path / "end").touch()
         with pool.http("ops") as client:
             until(
-                lambda: client.get("/moorage/v1/jobs/two").json()["state"] == "SUCCEEDED", WITHIN_S, "the end"
+                lambda: client.get("/moorage/v1/jobs/two").raise_for_status().json()["state"] == "SUCCEEDED",
+                WITHIN_S,
+                "the end",
             )
         assert left.is_running(), "it outlived its job"
         machine.put((device, left.pid, 30), (other, foreign.pid, 50))

@@ -84,7 +84,7 @@ def test_a_script_from_a_laptop_runs_as_it_is(pool: Pool, tmp_path: Path) -> Non
             said.append(line)
             if "serving" in line:
                 break
-        assert "serving" in said[-1], said
+        assert said and "serving" in said[-1], said
         ask = ("--metadata-json", '{"workers": "2", "gpus_per_worker": "1"}')
         laptop = start(pool, "ops", folder, {}, "laptop.py", port, ask=ask)
         said = laptop.communicate(timeout=170)[0]

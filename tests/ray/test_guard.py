@@ -60,13 +60,12 @@ def submit(pool: Pool, job: str, way: str, folder: Path) -> None:
 
 def state(pool: Pool, job: str) -> str:
     with pool.http("ops") as client:
-        return str(client.get(f"/moorage/v1/jobs/{job}").json()["state"])
+        return str(client.get(f"/moorage/v1/jobs/{job}").raise_for_status().json()["state"])
 
 
 def findings(pool: Pool, principal: str = "admin") -> list[dict[str, Any]]:
     with pool.http(principal) as client:
-        answer = client.get("/moorage/v1/guard")
-    return list(answer.json()["findings"]) if answer.status_code == 200 else []
+        return list(client.get("/moorage/v1/guard").raise_for_status().json()["findings"])
 
 
 def one(pool: Pool, **wanted: str) -> dict[str, Any] | None:
@@ -185,7 +184,7 @@ def test_serve_under_a_lease_is_left_alone_and_what_it_leaves_is_freed(pool: Poo
 
     def looks() -> bool:
         with pool.http("admin") as client:
-            return bool(client.get("/moorage/v1/guard").json()["looked_ns"] > looked)
+            return bool(client.get("/moorage/v1/guard").raise_for_status().json()["looked_ns"] > looked)
 
     until(looks, WITHIN_S, "the guard to have looked for long enough")
     assert not [f for f in findings(pool) if f["job"] == "host" or f["target"] == "serve-app"]

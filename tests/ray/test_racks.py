@@ -118,7 +118,7 @@ def seen(pool: Pool, job: str, out: Path) -> dict[str, Any]:
 
 def view(pool: Pool, job: str) -> dict[str, Any]:
     with pool.http("admin") as http:
-        return dict(http.get(f"/moorage/v1/jobs/{job}").json())
+        return dict(http.get(f"/moorage/v1/jobs/{job}").raise_for_status().json())
 
 
 def waits(pool: Pool, job: str) -> str:
@@ -140,7 +140,7 @@ def racks(said: dict[str, Any]) -> list[str]:
 def leased(pool: Pool, job: str) -> set[str]:
     """The nodes on which a job holds devices, by the pool's own book."""
     with pool.http("admin") as http:
-        devices = http.get("/moorage/v1/status").json()["devices"]
+        devices = http.get("/moorage/v1/status").raise_for_status().json()["devices"]
     return {device["node"] for device in devices for one in device["holders"] if one["job"] == job}
 
 
@@ -179,7 +179,7 @@ def test_who_is_out_of_budget_waits_until_it_is_raised(cluster: Cluster, pool: P
 
     def spent() -> bool:
         with pool.http("admin") as http:
-            (row,) = http.get("/moorage/v1/status").json()["budgets"]
+            (row,) = http.get("/moorage/v1/status").raise_for_status().json()["budgets"]
         return bool(row["spent"] >= row["budget"])
 
     until(spent, WITHIN_S, "the budget to be used up")

@@ -308,6 +308,7 @@ def test_the_cluster_of_a_job_has_the_gpus_of_its_lease(
     autobind.patch(state)
     lease = binding.current()
     assert lease is not None
+    monkeypatch.setattr(joining, "here", lambda held: True)
     groups = [SimpleNamespace(id="g1", name=f"{leasegroup.PREFIX}l"), SimpleNamespace(id="g2", name="own")]
     monkeypatch.setattr(leasegroup, "_groups", lambda: groups)
     monkeypatch.setattr(leasegroup, "taken", lambda: [("a", lease.gpus)])

@@ -423,6 +423,28 @@ def test_devices_are_not_compared_while_a_replica_comes_or_goes() -> None:
     scene.go()
     assert scene.states()["ops-trips-r2"] == "SERVING"
     assert scene.scaler.devices_differ() == ""
+    scene.serve.where["ops-trips-r2"] = worker(3)
+    scene.load(ops_trips=1)
+    scene.go()
+    assert scene.scaler.devices_differ()
+    scene.go(FORGOTTEN_S + 1)
+    assert scene.serve.apps["ops-trips-r2"] == "DELETING"
+    assert scene.scaler.devices_differ() == "", "it is about to end"
+
+
+def test_a_replica_that_holds_what_its_lease_names_gives_that_back() -> None:
+    """Halves: one of another lease holds a part of the same device."""
+    scene = Scene()
+    scene.grown(2)
+    scene.serve.where["ops-trips"] = worker(2)
+    scene.serve.where["ops-trips-r2"] = worker(1)
+    scene.go()
+    for app in ("ops-trips-r2", "ops-trips-r1"):
+        one = next(one for one in scene.scaler.replicas if one.app == app)
+        one.enter("DRAINING", scene.clock[0])
+    first = next(one for one in scene.scaler.replicas if one.app == "ops-trips-r1")
+    scene.scaler._exchange(first)
+    assert first.lease_id == "s-1"
 
 
 def test_a_difference_of_devices_is_warned_of_once_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
@@ -452,6 +474,7 @@ def test_the_lease_of_a_replica_that_never_told_is_exchanged_too() -> None:
     scene.load(ops_trips=20, ops_trips_r1=10)
     scene.go()
     scene.pool.grant(2)
+    scene.serve.deaf.add("ops-trips-r2")
     scene.go()
     scene.serve.apps["ops-trips-r2"] = "DEPLOY_FAILED"
     scene.go()
@@ -478,7 +501,10 @@ def test_the_lease_that_names_what_became_free_is_given_back(turned: tuple[int, 
         assert scene.serve.apps.pop(f"ops-trips-r{n}") == "DELETING"
         scene.go()
         assert scene.pool.released[-1] == f"s-{device}"
-        assert scene.scaler.devices_differ() == ""
+        stay = {one.app: one for one in scene.scaler.replicas}
+        assert {app: one.worker.devices for app, one in stay.items()} == {
+            app: scene.serve.where[app].devices for app in stay
+        }
     assert len(scene.pool.released) == 3
 
 

@@ -62,10 +62,10 @@ def watch_the_wait(demo: Run, train_job: str) -> None:
         if state:
             demo.screen.say(DEEP, state["message"][:160])
             waiting = state
+        seen = max(seen, demo.pool.ray_gpus())
         # As soon as it waits: the first sweep may have ended before a command has started.
         if state and not _names_the_rule(printed):
             printed = ray_job(demo.pool, RESEARCH, "status", DEEP_JOB, log=demo.logs / "ray-job-status.log")
-        seen = max(seen, demo.pool.ray_gpus())
         if state and seen[0] >= gpus["held"] and _names_the_rule(printed):
             break
         time.sleep(POLL_S)

@@ -67,14 +67,13 @@ def kill_midway(demo: Run, job: Submitted) -> dict[str, Any]:
         if total and len(lines) > 1:
             rank = max(lines)
             last = lines[rank][-1]
-            if last["step"] > max(KILL_FROM * total, CHECKPOINT_EVERY) and _is_clear(last["step"]):
-                worker = the_worker(demo, int(last["pid"]))
-                # Held first: between the look and the kill it would go on, into a checkpoint perhaps.
-                worker.suspend()
-                last = steps_of(folder)[rank][-1]
-                if not _is_clear(last["step"]) or last["step"] >= KILL_BEFORE * total:
-                    worker.resume()
-                    continue
+            if last["step"] >= KILL_BEFORE * total:
+                raise job.failure("was past the middle before it could be looked at")
+            clear = last["step"] > max(KILL_FROM * total, CHECKPOINT_EVERY) and _is_clear(last["step"])
+            worker = the_worker(demo, int(last["pid"])) if clear else None
+            held = worker and _held(worker, folder, rank)
+            if worker and held:
+                last = held
                 os.kill(worker.pid, signal.SIGKILL)
                 at = time.time()
                 sealed = CheckpointStore(demo.pool.data / "checkpoints" / job.job_id).steps()
@@ -91,6 +90,21 @@ def kill_midway(demo: Run, job: Submitted) -> dict[str, Any]:
                 }
         time.sleep(POLL_S)
     raise job.failure("never reached the middle: no worker was killed")
+
+
+def _held(worker: psutil.Process, folder: Path, rank: int) -> dict[str, Any] | None:
+    """Stop the worker, and say the step that it is at; None, and it goes on, where that is too near to a checkpoint.
+    Between a look and the kill it would go on, into a checkpoint perhaps."""
+    worker.suspend()
+    try:
+        last = steps_of(folder)[rank][-1]
+    except BaseException:
+        worker.resume()
+        raise
+    if _is_clear(last["step"]):
+        return last
+    worker.resume()
+    return None
 
 
 def _is_clear(step: int) -> bool:
