@@ -18,7 +18,7 @@ from pools import Pool, discard, short_folder, start
 from waiting import until
 
 SCRIPTS = Path(__file__).parent / "scripts"
-STEPS, GRACE_S = 1600, 60
+STEPS, GRACE_S = 1300, 60
 TEAMS = "teams: {research: {quota: 1}, serving: {quota: 3}}"
 
 

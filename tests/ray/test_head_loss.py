@@ -145,7 +145,7 @@ def test_a_gang_survives_its_node_and_all_survive_the_head(
     assert len(leases) == 2 and all(told["lease.released", lease] == 1 for lease in leases), told
 
     for n in range(3):
-        plain(pool, folder, f"ops-{n}", 40)
+        plain(pool, folder, f"ops-{n}", 24)
     until(lambda: beats(folder, "ops-0", 1) >= 2, WITHIN_S, "a job to work")
     took["head"] = time.monotonic()
     kill_gcs(pool)
