@@ -164,7 +164,11 @@ def _wrap_shutdown(module: ModuleType) -> None:
 
 
 def _wrap_group(module: ModuleType) -> None:
-    original, remove = module.placement_group, module.remove_placement_group
+    original, remove, current = (
+        module.placement_group,
+        module.remove_placement_group,
+        module.get_current_placement_group,
+    )
 
     # By its name a task that uses it is sent with a reference to it; by value it cannot be sent.
     @functools.wraps(original)
@@ -201,9 +205,16 @@ def _wrap_group(module: ModuleType) -> None:
         leasegroup.scripts.pop(placement_group.id.hex(), None)
         return remove(placement_group)
 
+    @functools.wraps(current)
+    def get_current_placement_group() -> Any:
+        # Libraries put their own work into the group that they find themselves in: into one that the script made.
+        found = current()
+        return None if found is not None and leasegroup.is_a_leases(found.id.hex()) else found
+
     placement_group.unbound = original  # type: ignore[attr-defined]
     module.placement_group = placement_group  # type: ignore[attr-defined]
     module.remove_placement_group = remove_placement_group  # type: ignore[attr-defined]
+    module.get_current_placement_group = get_current_placement_group  # type: ignore[attr-defined]
 
 
 def _governs(options: Mapping[str, Any]) -> tuple[binding.LeaseView, binding.WorkerView] | None:

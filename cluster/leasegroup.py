@@ -44,6 +44,7 @@ _LITTLE = 1e-6
 scripts: dict[str, list[tuple[str, float]]] = {}
 """What the groups hold that the script made in this process, placed or not: (node, GPUs) of each bundle, by the
 group's id in hex."""
+_known: dict[str, bool] = {}
 _lock = threading.RLock()
 _looking = threading.Lock()
 """Held while Ray is asked about the group; taken before `_lock`."""
@@ -184,6 +185,13 @@ def taken(but: str = "", waiting: bool = True) -> list[tuple[str, float]]:
         if actor.job == job and not actor.group
     ]
     return [bundle for bundle in [*others, *own, *alone] if bundle[1] > 0]
+
+
+def is_a_leases(group_id: str) -> bool:
+    """Whether a group that this process runs in is that of a lease, and none that the script made."""
+    if group_id not in _known:
+        _known[group_id] = any(one.id == group_id and one.name.startswith(PREFIX) for one in _groups())
+    return _known[group_id]
 
 
 def free(lease: LeaseView, available: Mapping[str, float]) -> float:

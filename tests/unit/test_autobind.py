@@ -166,6 +166,7 @@ SENT = (
     "from ray import cloudpickle;"
     "from ray.util.placement_group import placement_group, remove_placement_group;"
     "ours = [placement_group, remove_placement_group, ray.init, ray.shutdown, ray.serve.shutdown];"
+    "ours += [ray.cluster_resources, ray.available_resources, ray.util.get_current_placement_group];"
     "print([pickle.loads(cloudpickle.dumps(one)) is one and hasattr(one, '__wrapped__') for one in ours])"
 )
 
@@ -173,7 +174,7 @@ SENT = (
 def test_what_is_wrapped_can_be_sent_with_a_task_that_uses_it(tmp_path: Path) -> None:
     """As a reference, as Ray's own would be."""
     under = {"MOORAGE_LEASE": encode(lease(("a", (0,), 1000))), "MOORAGE_BIND": "on"}
-    assert python(SENT, tmp_path, **under) == "[True, True, True, True, True]"
+    assert python(SENT, tmp_path, **under) == str([True] * 8)
 
 
 ENVS = """
@@ -322,6 +323,24 @@ def test_the_cluster_of_a_job_has_the_gpus_of_its_lease(
     assert state.available_resources() == left, "a cluster of its own is what Ray says"
     monkeypatch.delenv("MOORAGE_LEASE")
     assert state.cluster_resources()["GPU"] == 32.0
+
+
+def test_the_leases_group_is_none_that_a_library_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data and vLLM put their work into the group that they run in."""
+    module: Any = ModuleType("ray.util.placement_group")
+    module.placement_group = module.remove_placement_group = lambda *given: None
+    around: list[Any] = [None]
+    module.get_current_placement_group = lambda: around[0]
+    autobind.patch(module)
+    asked = [SimpleNamespace(id="g1", name=f"{leasegroup.PREFIX}l"), SimpleNamespace(id="g2", name="own")]
+    looks: list[int] = []
+    monkeypatch.setattr(leasegroup, "_groups", lambda: looks.append(1) or asked)
+    monkeypatch.setattr(leasegroup, "_known", {})
+    assert module.get_current_placement_group() is None and not looks
+    for name, shown in (("g1", False), ("g2", True), ("g1", False)):
+        around[0] = SimpleNamespace(id=SimpleNamespace(hex=lambda name=name: name))
+        assert (module.get_current_placement_group() is around[0]) is shown
+    assert len(looks) == 2, "once for each"
 
 
 def test_serve_shutdown_ends_what_the_job_deployed(

@@ -26,6 +26,11 @@ def half():
     return len(ray.get_gpu_ids())
 
 
+@ray.remote(num_gpus=0.5)
+def group_of_a_task():
+    return ray.util.get_current_placement_group()
+
+
 def free():
     return ray.available_resources().get("GPU", 0)
 
@@ -36,7 +41,7 @@ print("actor", ray.get(holder.devices.remote()), "tasks", ray.get([half.remote()
 deadline = time.monotonic() + 60
 while free() != 1 and time.monotonic() < deadline:  # Ray's figure follows what happens
     time.sleep(0.1)
-print("beside the actor", free())
+print("beside the actor", free(), "in", ray.get(group_of_a_task.remote()))
 ray.shutdown()
 
 ray.init(num_gpus=1, namespace="again")
