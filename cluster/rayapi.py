@@ -222,6 +222,12 @@ def kv_put(key: str, value: bytes) -> None:
     internal_kv._internal_kv_put(key, value, overwrite=True, namespace=_KV)
 
 
+def kv_claim(key: str, value: bytes) -> bool:
+    """Keep a value under a key of ours if there is none; whether it was kept. One of several who try succeeds."""
+    check_version()
+    return not internal_kv._internal_kv_put(key, value, overwrite=False, namespace=_KV)
+
+
 def kv_get(key: str) -> bytes | None:
     check_version()
     found: bytes | None = internal_kv._internal_kv_get(key, namespace=_KV)

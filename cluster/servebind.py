@@ -16,7 +16,8 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,8 @@ from moorage.cluster import binding, demands, following, joining
 from moorage.cluster.holdings import RawDriver
 from moorage.errors import Conflict, InvalidRequest, MoorageError
 
-STARTS_S, LOOKS_EVERY_S = 60.0, 0.2
+STARTS_S, CLAIMS_S, LOOKS_EVERY_S = 60.0, 120.0, 0.2
+"""So long a job waits for the pool to start Serve, and for another one that deploys the same name just then."""
 
 
 def wrap_start(api: ModuleType) -> None:
@@ -72,11 +74,53 @@ def wrap_deploy(client: ModuleType) -> None:
         bound = lease is not None and joining.here(lease)
         apps: Sequence[Any] = built_apps
         if lease is not None and bound:
-            free_names([app.name for app in apps], *_records())
-            apps = within(lease, apps)
+            with claimed([app.name for app in apps]):
+                return original(self, within(lease, apps), **options)
         return original(self, apps, **options)
 
     owner.deploy_applications = deploy_applications
+
+
+@contextmanager
+def claimed(names: Sequence[str]) -> Iterator[None]:
+    """Names that only this process deploys meanwhile: of two jobs that do it in the same moment the second one sees
+    what the first one has deployed. Raises as `free_names` does."""
+    from moorage.cluster import rayapi
+
+    me, held = rayapi.own_id().encode(), []
+    until = time.monotonic() + CLAIMS_S
+    try:
+        for name in sorted(name for name in set(names) if not _is_the_teams(name)):
+            key = f"serve-name/{name}"
+            while not rayapi.kv_claim(key, me):
+                free_names(names, *_records())
+                holder = rayapi.kv_get(key)
+                if holder is not None and rayapi.has_ended(holder.decode()):
+                    rayapi.kv_delete(key)
+                elif time.monotonic() >= until:
+                    raise _in_use(name)
+                else:
+                    time.sleep(LOOKS_EVERY_S)
+            held.append(key)
+        free_names(names, *_records())
+        yield
+    finally:
+        for key in held:
+            rayapi.kv_delete(key)
+
+
+def _is_the_teams(name: str) -> bool:
+    team = os.environ.get("MOORAGE_TEAM", "")
+    return bool(team) and name.startswith(f"{team}-")
+
+
+def _in_use(name: str) -> Conflict:
+    return Conflict(
+        f"another job serves an application named {name!r}",
+        why="Serve is shared by all jobs of the pool: this one would replace it",
+        todo="give yours a name and a route: serve.run(app, name='flights', route_prefix='/flights')",
+        code="app-name-in-use",
+    )
 
 
 def free_names(names: Sequence[str], deployers: Mapping[str, str], drivers: Mapping[str, RawDriver]) -> None:
@@ -84,18 +128,13 @@ def free_names(names: Sequence[str], deployers: Mapping[str, str], drivers: Mapp
     ended job left behind, and what this job deployed, may be replaced; so may names of the job's own team, as Moorage's
     endpoints have (`<team>-<endpoint>`): that is how a later job brings a newer version. `deployers`: application ->
     Ray job."""
-    ours, team = os.environ.get("MOORAGE_JOB_ID", ""), os.environ.get("MOORAGE_TEAM", "")
+    ours = os.environ.get("MOORAGE_JOB_ID", "")
     for name in names:
-        if team and name.startswith(f"{team}-"):
+        if _is_the_teams(name):
             continue
         driver = drivers.get(deployers.get(name, ""))
         if driver is not None and not driver.dead and driver.submission.rpartition("-")[0] != ours:
-            raise Conflict(
-                f"another job serves an application named {name!r}",
-                why="Serve is shared by all jobs of the pool: this one would replace it",
-                todo="give yours a name and a route: serve.run(app, name='flights', route_prefix='/flights')",
-                code="app-name-in-use",
-            )
+            raise _in_use(name)
 
 
 def _records() -> tuple[Mapping[str, str], Mapping[str, RawDriver]]:

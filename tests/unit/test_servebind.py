@@ -133,6 +133,45 @@ def test_what_says_where_it_runs_or_takes_no_gpu_is_left_alone() -> None:
         assert app.deployments == [one]
 
 
+def kept(monkeypatch: pytest.MonkeyPatch, me: str = "a1", dead: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """The keys in the GCS, as the process `me` finds them."""
+    from moorage.cluster import rayapi
+
+    keys: dict[str, bytes] = {}
+    monkeypatch.setattr(rayapi, "own_id", lambda: me)
+    monkeypatch.setattr(rayapi, "kv_claim", lambda key, value: keys.setdefault(key, value) is value)
+    monkeypatch.setattr(rayapi, "kv_get", keys.get)
+    monkeypatch.setattr(rayapi, "kv_delete", lambda key: keys.pop(key, None))
+    monkeypatch.setattr(rayapi, "has_ended", lambda user: user in dead)
+    monkeypatch.setattr(servebind, "LOOKS_EVERY_S", 0)
+    return keys
+
+
+def test_of_two_that_deploy_a_name_at_once_the_second_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = kept(monkeypatch, dead=("b2",))
+    seen: list[dict[str, str]] = [{}, {}, {"default": "0a"}]
+    drivers = {"0a": RawDriver(submission="theirs-1", dead=False)}
+    monkeypatch.setattr(servebind, "_records", lambda: (seen.pop(0), drivers))
+    keys["serve-name/default"] = b"c3"  # it deploys just now, and Serve does not list it yet
+    with pytest.raises(Conflict) as refused, servebind.claimed(["flights", "default"]):
+        pytest.fail("it must not deploy")
+    assert refused.value.code == "app-name-in-use" and not seen
+    assert keys == {"serve-name/default": b"c3"}, "what it had claimed itself is let go"
+    monkeypatch.setattr(servebind, "_records", lambda: ({}, {}))
+    keys["serve-name/default"] = b"b2"  # it ended in the middle
+    with servebind.claimed(["default"]):
+        assert keys == {"serve-name/default": b"a1"}
+    assert not keys
+    keys["serve-name/default"] = b"c3"
+    monkeypatch.setattr(servebind, "CLAIMS_S", 0)
+    with pytest.raises(Conflict), servebind.claimed(["default"]):
+        pytest.fail("nor after a while")
+    monkeypatch.setenv("MOORAGE_TEAM", "ops")
+    keys["serve-name/ops-flights"] = b"c3"
+    with servebind.claimed(["ops-flights"]):
+        assert len(keys) == 2, "names of one's own team are replaced"
+
+
 def test_a_job_is_bound_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
         def deploy_applications(self, built_apps: Any, **options: Any) -> tuple[Any, Any]:
@@ -150,12 +189,14 @@ def test_a_job_is_bound_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MOORAGE_LEASE", encode(lease(("a", 0, 1000))))
     monkeypatch.setattr(joining, "here", lambda held: True)
     monkeypatch.setattr(servebind, "_records", lambda: ({}, {}))
+    keys = kept(monkeypatch)
     (app,), _ = Client().deploy_applications(apps)
     assert app.deployments[0].ray_actor_options["label_selector"] == {"ray.io/node-id": "a"}
     theirs = {"default": "0a"}, {"0a": RawDriver(submission="theirs-1", dead=False)}
     monkeypatch.setattr(servebind, "_records", lambda: theirs)
     with pytest.raises(Conflict):
         Client().deploy_applications(apps)
+    assert not keys
     monkeypatch.setattr(joining, "here", lambda held: False)
     assert Client().deploy_applications(apps) == (apps, {}), "on a cluster of its own no node is the lease's"
 
