@@ -96,7 +96,7 @@ def wrap_state(state: ModuleType) -> None:
     @functools.wraps(available)
     def available_resources() -> dict[str, float]:
         found: dict[str, float] = available()
-        return _of_lease(found, lambda lease: leasegroup.free(lease, found))
+        return _of_lease(found, lambda lease: leasegroup.free(lease, found, cluster()))
 
     state.cluster_resources, state.available_resources = cluster_resources, available_resources  # type: ignore[attr-defined]
 

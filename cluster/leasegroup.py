@@ -114,11 +114,19 @@ def using(lease: LeaseView, gpus: float, cpus: float) -> Iterator[tuple[Used, fl
         with _lock:
             found = _group_of(lease, gpus, cpus, waits=time.monotonic() < until)
             room = None if found is None else found.room(gpus, cpus)
+            late = time.monotonic() >= until
             if (
                 found is not None
                 and room is not None
-                and (found.id == _settled or time.monotonic() >= until or not _could_be_larger(found, lease))
+                and (found.id == _settled or late or not _could_be_larger(found, lease))
             ):
+                if late and found.id != _settled:
+                    log.warning(
+                        "GPU tasks and actors of this job have %g of the %g GPUs of its lease, as long as one of those"
+                        " runs that were started when the rest was in use",
+                        sum(size for size, _ in found.bundles),
+                        lease.gpus,
+                    )
                 _settled = found.id
                 _submitting += 1
                 break
@@ -194,11 +202,15 @@ def is_a_leases(group_id: str) -> bool:
     return _known[group_id]
 
 
-def free(lease: LeaseView, available: Mapping[str, float]) -> float:
-    """GPUs of the lease that nothing of this job uses now. `available`: what Ray says that is, by resource."""
-    unused = sum(
-        available.get(f"GPU_group_{group.id}", 0.0) for group in _groups() if group.name.startswith(PREFIX)
-    )
+def free(lease: LeaseView, available: Mapping[str, float], cluster: Mapping[str, float]) -> float:
+    """GPUs of the lease that nothing of this job uses now. By resource, what Ray says that is `available`, and what is
+    in the `cluster`: a group that was made just now is in neither."""
+    unused = 0.0
+    for group in _groups():
+        if group.name.startswith(PREFIX):
+            name = f"GPU_group_{group.id}"
+            whole = sum(gpus for _, gpus in group.bundles)
+            unused += available.get(name, 0.0) if name in cluster else whole
     return max(0.0, round(lease.gpus - sum(gpus for _, gpus in taken()) + unused, 4))
 
 

@@ -81,7 +81,9 @@ def node_arguments(index: int, options: argparse.Namespace) -> dict[str, Any]:
             "dashboard_host": "127.0.0.1",
             "dashboard_port": options.dashboard_port,
             "gcs_server_port": 0,
-            "include_log_monitor": False,
+            # One for all nodes of this machine: they share the session folder. By it a job's log has what its tasks and
+            # actors print.
+            "include_log_monitor": True,
             "no_monitor": True,
         }
     return common

@@ -96,6 +96,7 @@ def test_a_script_from_a_laptop_runs_as_it_is(pool: Pool, tmp_path: Path) -> Non
         "cluster 2.0 free 2.0",
         "actor 1 tasks [1, 1, 1, 1]",
         "beside the actor 1.0 in None",
+        "printed in a task",
         "again [1, 1, 1]",
         "typed 1",
         "group 1",

@@ -304,21 +304,28 @@ def test_the_cluster_of_a_job_has_the_gpus_of_its_lease(
     """`num_workers=int(ray.cluster_resources()["GPU"])` is what scripts say."""
     state: Any = ModuleType("ray._private.state")
     left = {"CPU": 8.0, "GPU": 12.0, "GPU_group_g1": 1.0, "GPU_group_0_g1": 1.0, "GPU_group_other": 4.0}
-    state.cluster_resources = lambda: {"CPU": 16.0, "GPU": 32.0}
+    known = {"CPU": 16.0, "GPU": 32.0, "GPU_group_g1": 1.0}
+    state.cluster_resources = lambda: dict(known)
     state.available_resources = lambda: dict(left)
     autobind.patch(state)
     lease = binding.current()
     assert lease is not None
     monkeypatch.setattr(joining, "here", lambda held: True)
-    groups = [SimpleNamespace(id="g1", name=f"{leasegroup.PREFIX}l"), SimpleNamespace(id="g2", name="own")]
+    bundles = (("a", 1.0),)
+    groups = [
+        SimpleNamespace(id="g1", name=f"{leasegroup.PREFIX}l", bundles=bundles),
+        SimpleNamespace(id="g2", name="own", bundles=bundles),
+    ]
     monkeypatch.setattr(leasegroup, "_groups", lambda: groups)
     monkeypatch.setattr(leasegroup, "taken", lambda: [("a", lease.gpus)])
-    assert state.cluster_resources() == {"CPU": 16.0, "GPU": lease.gpus}
+    assert state.cluster_resources() == {**known, "GPU": lease.gpus}
     assert state.available_resources() == {**left, "GPU": 1.0}, (
         "of what the lease's group covers one is unused"
     )
     del left["GPU_group_g1"]
     assert "GPU" not in state.available_resources(), "as Ray says it of nothing"
+    del known["GPU_group_g1"]
+    assert state.available_resources()["GPU"] == 1.0, "made just now: nothing can be in it"
     monkeypatch.setattr(joining, "here", lambda held: False)
     assert state.available_resources() == left, "a cluster of its own is what Ray says"
     monkeypatch.delenv("MOORAGE_LEASE")

@@ -601,7 +601,9 @@ def test_a_group_that_would_wait_for_its_maker_is_refused(ray: Ray) -> None:
     leasegroup.refuse_own_wait(THREE, two, one_node=False)
 
 
-def test_for_a_larger_one_is_waited_once(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_a_larger_one_is_waited_once(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another process keeps it busy for long: who comes and goes beside it does not wait each time."""
     monkeypatch.setattr(leasegroup, "IDLE_S", 0.0)
     ray.add("train", (("a", 1.0), ("b", 1.0)))
@@ -621,6 +623,10 @@ def test_for_a_larger_one_is_waited_once(ray: Ray, monkeypatch: pytest.MonkeyPat
     slept.clear()
     start("second")
     assert not slept and len(ray.ever) == 2
+    assert [
+        text for text in caplog.messages if "have 1 of the 3 GPUs of its lease" in text
+    ] == caplog.messages
+    assert len(caplog.messages) == 1
 
 
 def test_whether_there_is_more_room_is_not_asked_each_time(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:

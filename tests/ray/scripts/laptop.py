@@ -23,6 +23,7 @@ class Holder:
 
 @ray.remote(num_gpus=0.5)
 def half():
+    print("printed in a task")
     return len(ray.get_gpu_ids())
 
 
