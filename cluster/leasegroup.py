@@ -44,6 +44,9 @@ _LITTLE = 1e-6
 scripts: dict[str, list[tuple[str, float]]] = {}
 """What the groups hold that the script made in this process, placed or not: (node, GPUs) of each bundle, by the
 group's id in hex."""
+served: dict[str, list[tuple[str, float]]] = {}
+"""The same of the applications that this process deployed in Serve, by their names: their replicas are not booked as
+the job's."""
 _known: dict[str, bool] = {}
 _lock = threading.RLock()
 _looking = threading.Lock()
@@ -70,6 +73,8 @@ class Used:
     """(GPUs, CPUs) of each."""
     small: bool = False
     """It is less than the lease, for what there was beside it when it was made: better made anew once that has gone."""
+    told: bool = False
+    """The log says that it is."""
     leaving: bool = False
     """This process is to be taken off its users."""
     keeps_s: float = IDLE_S
@@ -121,12 +126,7 @@ def using(lease: LeaseView, gpus: float, cpus: float) -> Iterator[tuple[Used, fl
                 and (found.id == _settled or late or not _could_be_larger(found, lease))
             ):
                 if late and found.id != _settled:
-                    log.warning(
-                        "GPU tasks and actors of this job have %g of the %g GPUs of its lease, as long as one of those"
-                        " runs that were started when the rest was in use",
-                        sum(size for size, _ in found.bundles),
-                        lease.gpus,
-                    )
+                    _say_small(found, lease)
                 _settled = found.id
                 _submitting += 1
                 break
@@ -152,8 +152,21 @@ def _make_larger(lease: LeaseView) -> None:
     try:
         if _could_be_larger(used, lease):
             _let_go(idle_s=0.0)
+            if _used is used:
+                _say_small(used, lease)
     except Exception:  # what there is will do
         log.debug("whether there is room for more could not be asked", exc_info=True)
+
+
+def _say_small(used: Used, lease: LeaseView) -> None:
+    if not used.told:
+        used.told = True
+        log.warning(
+            "GPU tasks and actors of this job have %g of the %g GPUs of its lease, as long as one of those runs that"
+            " were started when the rest was in use",
+            sum(size for size, _ in used.bundles),
+            lease.gpus,
+        )
 
 
 def _could_be_larger(used: Used, lease: LeaseView) -> bool:
@@ -177,8 +190,8 @@ def _no_room(lease: LeaseView, gpus: float, cpus: float) -> InvalidRequest:
 
 
 def taken(but: str = "", waiting: bool = True) -> list[tuple[str, float]]:
-    """(node, GPUs) of what this job's groups hold, the lease's own among them, and its actors outside of groups; all
-    `but` one group, by its id. `waiting`: and of what its groups wait for."""
+    """(node, GPUs) of what this job's groups hold, the lease's own among them, its actors outside of groups, and the
+    replicas that this process deployed; all `but` one group, by its id. `waiting`: and of what its groups wait for."""
     from moorage.cluster import rayapi
 
     groups, job = _groups(waiting), rayapi.own_job_id()
@@ -192,7 +205,22 @@ def taken(but: str = "", waiting: bool = True) -> list[tuple[str, float]]:
         for actor in rayapi.live_actors(_MOST, patient=True)[0]
         if actor.job == job and not actor.group
     ]
-    return [bundle for bundle in [*others, *own, *alone] if bundle[1] > 0]
+    return [bundle for bundle in [*others, *own, *alone, *_serving()] if bundle[1] > 0]
+
+
+def _serving() -> list[tuple[str, float]]:
+    from moorage.cluster import rayapi
+
+    if not served:
+        return []
+    try:
+        there = rayapi.serve_deployers()
+    except Exception:  # Serve does not say in time: they are taken to be there
+        log.debug("Serve did not list its applications", exc_info=True)
+        there = dict.fromkeys(served, "")
+    for gone in [app for app in list(served) if app not in there]:
+        served.pop(gone, None)
+    return [bundle for held in list(served.values()) for bundle in held]
 
 
 def is_a_leases(group_id: str) -> bool:

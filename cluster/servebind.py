@@ -22,7 +22,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from moorage.cluster import binding, demands, following, joining
+from moorage.cluster import binding, demands, following, joining, leasegroup
 from moorage.cluster.holdings import RawDriver
 from moorage.errors import Conflict, InvalidRequest, MoorageError
 
@@ -75,7 +75,10 @@ def wrap_deploy(client: ModuleType) -> None:
         apps: Sequence[Any] = built_apps
         if lease is not None and bound:
             with claimed([app.name for app in apps]):
-                return original(self, within(lease, apps), **options)
+                apps, held = within(lease, apps)
+                result = original(self, apps, **options)
+            leasegroup.served.update(held)
+            return result
         return original(self, apps, **options)
 
     owner.deploy_applications = deploy_applications
@@ -150,21 +153,27 @@ def _records() -> tuple[Mapping[str, str], Mapping[str, RawDriver]]:
         return {}, {}
 
 
-def within(lease: binding.LeaseView, apps: Sequence[Any]) -> list[Any]:
-    """Serve's built applications with their replicas on the lease's nodes. Raises `InvalidRequest` (code
-    `lease-too-small`) when the replicas they start with do not fit. The bounds of Serve's own autoscaling come down to
-    what does."""
+def within(
+    lease: binding.LeaseView, apps: Sequence[Any]
+) -> tuple[list[Any], dict[str, list[tuple[str, float]]]]:
+    """Serve's built applications with their replicas on the lease's nodes, and (node, GPUs) of the most replicas that
+    each may have. Raises `InvalidRequest` (code `lease-too-small`) when the replicas they start with do not fit. The
+    bounds of Serve's own autoscaling come down to what does."""
     asked = [one for app in apps for one in app.deployments if _is_bound(one)]
     counts = _counts(lease, asked)
     found = binding.bundle_selectors(lease, _bundles(asked, counts))
+    held: dict[str, list[tuple[str, float]]] = {app.name: [] for app in apps}
     if found is None:
-        return list(apps)
+        return list(apps), held
+    whose = {id(one): app.name for app in apps for one in app.deployments}
     chosen, at = {}, 0
     for one, most in zip(asked, counts, strict=True):
         places = Counter(selector[binding.NODE_ID_LABEL] for selector in found[at : at + most])
         chosen[id(one)] = _placed(lease, _capped(one, most), places)
+        held[whose[id(one)]] += [(node, _gpus(one)) for node, count in places.items() for _ in range(count)]
         at += most
-    return [replace(app, deployments=[chosen.get(id(one), one) for one in app.deployments]) for app in apps]
+    bound = [replace(app, deployments=[chosen.get(id(one), one) for one in app.deployments]) for app in apps]
+    return bound, held
 
 
 def _counts(lease: binding.LeaseView, asked: Sequence[Any]) -> list[int]:

@@ -586,6 +586,23 @@ def test_a_rest_that_no_new_group_could_use_makes_none(ray: Ray, monkeypatch: py
     assert len(ray.ever) == 1
 
 
+def test_it_leaves_room_for_the_replicas_that_the_script_deployed(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are booked as Serve's, not as the job's."""
+    from moorage.cluster import rayapi
+
+    apps = {"app": "0f"}
+    monkeypatch.setattr(rayapi, "serve_deployers", lambda: apps)
+    monkeypatch.setattr(leasegroup, "served", {"app": [("a", 1.0), ("b", 1.0)], "deleted": [("c", 1.0)]})
+    assert sum(size for size, _ in start("t1").bundles) == 1
+    with pytest.raises(InvalidRequest) as refused:
+        start("t2", gpus=2)
+    assert refused.value.code == "lease-taken" and list(leasegroup.served) == ["app"]
+    apps.clear()
+    assert all(node == "c" for node, _ in leasegroup.taken()) and not leasegroup.served
+
+
 def test_a_group_that_would_wait_for_its_maker_is_refused(ray: Ray) -> None:
     ray.add("train", (("a", 1.0),))
     used = start("t1")
@@ -599,6 +616,21 @@ def test_a_group_that_would_wait_for_its_maker_is_refused(ray: Ray) -> None:
     assert refused.value.code == "lease-taken"
     ray.around = ray.groups["train"].id
     leasegroup.refuse_own_wait(THREE, two, one_node=False)
+
+
+def test_who_is_kept_to_a_part_by_what_it_has_put_in_is_told_once(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leasegroup, "IDLE_S", 0.0)
+    ray.add("own", (("a", 1.0), ("b", 1.0)))
+    start("stays")
+    ray.pending = {"driver": {"stays"}}
+    start("more")
+    assert not caplog.messages, "there is no more room"
+    del ray.groups["own"]
+    for task in ("t1", "t2"):
+        start(task)
+    assert len(caplog.messages) == 1 and "have 1 of the 3 GPUs" in caplog.messages[0]
 
 
 def test_for_a_larger_one_is_waited_once(

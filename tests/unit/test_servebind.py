@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moorage.cluster import autobind, joining, servebind
+from moorage.cluster import autobind, joining, leasegroup, servebind
 from moorage.cluster.binding import LeaseView, WorkerView, encode
 from moorage.cluster.holdings import RawDriver
 from moorage.cluster.servebind import free_names, within
@@ -68,7 +68,7 @@ class App:
 
 def bound(held: LeaseView, *deployments: Deployment) -> list[tuple[str, int | None]]:
     """(selector, bound per node) of each; "" where none was set."""
-    (app,) = within(held, [App(list(deployments))])
+    (app,), _ = within(held, [App(list(deployments))])
     found = []
     for one in app.deployments:
         selector = (one.ray_actor_options or {}).get("label_selector") or {}
@@ -88,6 +88,17 @@ def test_replicas_go_to_the_nodes_of_the_lease_and_no_more_than_it_has_there() -
     assert bound(halves, Deployment(HALF), Deployment(HALF)) == [("a", None)] * 2
 
 
+def test_what_replicas_may_hold_is_told_of_each_application() -> None:
+    two = (
+        App([Deployment(ONE), Deployment({"num_cpus": 1}, most=3)], name="one"),
+        App([Deployment(ONE, most=2)], name="two"),
+    )
+    _, held = within(TWO_NODES, two)
+    assert sorted(node for node, _ in held["one"] + held["two"]) == ["a", "a", "b"]
+    assert (len(held["one"]), len(held["two"])) == (1, 2) and {gpus for _, gpus in held["two"]} == {1.0}
+    assert within(TWO_NODES, [App([Deployment({"num_cpus": 1})])])[1] == {"default": []}
+
+
 def test_more_replicas_than_the_lease_has_workers_are_refused_at_once() -> None:
     alone = lease(("a", 0, 1000))
     for one in (Deployment(ONE, most=2), Deployment(ONE, most=9, scales=True, first=2)):
@@ -102,7 +113,7 @@ def test_autoscaling_stops_where_the_lease_does(capsys: pytest.CaptureFixture[st
     """`num_replicas="auto"` says at most 100, as many of Ray's own examples do."""
 
     def most(held: LeaseView, *deployments: Deployment) -> list[int]:
-        return [one.most for app in within(held, [App(list(deployments))]) for one in app.deployments]
+        return [one.most for app in within(held, [App(list(deployments))])[0] for one in app.deployments]
 
     auto = Deployment(ONE, most=100, scales=True)
     assert most(TWO_NODES, auto) == [3]
@@ -118,7 +129,7 @@ def test_autoscaling_stops_where_the_lease_does(capsys: pytest.CaptureFixture[st
 def test_the_accelerator_type_of_a_replica_is_that_of_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [{"NodeID": "a", "Resources": {}, "Labels": {"moorage.io/gpu-model": "L4"}}]
     monkeypatch.setattr(joining, "nodes", lambda held: there)
-    (app,) = within(lease(("a", 0, 1000)), [App([Deployment({**ONE, "accelerator_type": "L4"})])])
+    (app,), _ = within(lease(("a", 0, 1000)), [App([Deployment({**ONE, "accelerator_type": "L4"})])])
     assert app.deployments[0].ray_actor_options == {**ONE, "label_selector": {"ray.io/node-id": "a"}}
     with pytest.raises(InvalidRequest, match="A100") as refused:
         within(lease(("a", 0, 1000)), [App([Deployment({**ONE, "accelerator_type": "A100"})])])
@@ -129,7 +140,7 @@ def test_what_says_where_it_runs_or_takes_no_gpu_is_left_alone() -> None:
     there = Deployment({**ONE, "label_selector": {"ray.io/node-id": "z"}}, most=9)
     group = Deployment(ONE, most=9, bundles=[{"GPU": 1}])
     for one in (there, group, Deployment(None, most=50), Deployment({"num_cpus": 1}, most=50)):
-        (app,) = within(lease(("a", 0, 1000)), [App([one])])
+        (app,), _ = within(lease(("a", 0, 1000)), [App([one])])
         assert app.deployments == [one]
 
 
@@ -189,9 +200,11 @@ def test_a_job_is_bound_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MOORAGE_LEASE", encode(lease(("a", 0, 1000))))
     monkeypatch.setattr(joining, "here", lambda held: True)
     monkeypatch.setattr(servebind, "_records", lambda: ({}, {}))
+    monkeypatch.setattr(leasegroup, "served", {})
     keys = kept(monkeypatch)
     (app,), _ = Client().deploy_applications(apps)
     assert app.deployments[0].ray_actor_options["label_selector"] == {"ray.io/node-id": "a"}
+    assert leasegroup.served == {"default": [("a", 1.0)]}, "no room for others"
     theirs = {"default": "0a"}, {"0a": RawDriver(submission="theirs-1", dead=False)}
     monkeypatch.setattr(servebind, "_records", lambda: theirs)
     with pytest.raises(Conflict):
@@ -212,16 +225,16 @@ def test_what_serve_itself_builds_is_understood() -> None:
     class Model:
         pass
 
-    (app,) = within(TWO_NODES, [build_app(Model.bind(), name="app", default_runtime_env={})])
+    (app,), _ = within(TWO_NODES, [build_app(Model.bind(), name="app", default_runtime_env={})])
     (one,) = app.deployments
     assert one.ray_actor_options["label_selector"] == {"ray.io/node-id": "in(a,b)"}
     assert one._replica_config.max_replicas_per_node == 2
     assert one._deployment_config.autoscaling_config.max_replicas == 3
-    (app,) = within(lease(("a", 0, 1000)), [build_app(Model.bind(), name="app", default_runtime_env={})])
+    (app,), _ = within(lease(("a", 0, 1000)), [build_app(Model.bind(), name="app", default_runtime_env={})])
     scaling = app.deployments[0]._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 1)
     auto = Model.options(num_replicas="auto", autoscaling_config=None).bind()
-    (app,) = within(TWO_NODES, [build_app(auto, name="app", default_runtime_env={})])
+    (app,), _ = within(TWO_NODES, [build_app(auto, name="app", default_runtime_env={})])
     assert app.deployments[0]._deployment_config.autoscaling_config.max_replicas == 3
 
 
